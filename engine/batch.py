@@ -1,0 +1,26 @@
+"""What goes from stage to stage: the deltas of one step of the whole pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from operators.delta import Delta
+
+
+@dataclass(slots=True)
+class Batch:
+    """Changes that were waiting, in order of knowledge, with what they lead to in each view so far.
+
+    number: counts batches from 1. deltas: by source or node name. watermark: for each source the event time below which
+    no change is expected any more, after this batch. horizon: for each source the event time below which no change is
+    accepted any more, from this batch on. read: for each source how many changes have been read, this batch included.
+    dead, late: lines for these outputs.
+    """
+
+    number: int
+    deltas: dict[str, Delta]
+    watermark: dict[str, int]
+    horizon: dict[str, int]
+    read: dict[str, int]
+    dead: list[bytes] = field(default_factory=list)
+    late: list[bytes] = field(default_factory=list)

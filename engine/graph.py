@@ -1,0 +1,135 @@
+"""The graph of a pipeline: what was declared, as plain values; the other modules of the engine read it.
+
+Nodes are in an order in which each comes after its inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from engine.model import ModelSpec
+from engine.model import definition as model_definition
+from operators.delta import BOOL, Schema
+from operators.operator import Operator
+
+DELETED = "deleted"
+"""The column by which a message says that its key is gone."""
+
+
+@dataclass(frozen=True)
+class Immediate:
+    """Refresh with every change: a view applies each delta, a model learns each answer as it comes."""
+
+
+def immediate() -> Immediate:
+    """The policy that keeps a view or model up to date with every change."""
+    return Immediate()
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A stream of changes by its logical name; where they come from is configuration, not definition."""
+
+    name: str
+    key: tuple[str, ...]
+    at: str | None
+    columns: Schema
+    lateness: int = 0
+    idle_after: int | None = None
+    append_only: bool = True
+    table: bool = False
+    epoch: Mapping[str, Literal["s", "ms", "us"]] = field(default_factory=dict)
+    required: frozenset[str] = frozenset()
+    earliest: int = 0
+    latest: int = 0
+
+    @property
+    def schema(self) -> Schema:
+        """The columns of its rows."""
+        return self.columns
+
+    @property
+    def messages(self) -> Schema:
+        """The columns of its changes as they are read: those of a keyed source also say whether the key is gone."""
+        return self.columns if self.append_only else {**self.columns, DELETED: BOOL}
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What must not change while state is kept."""
+        return {
+            "key": list(self.key),
+            "at": self.at,
+            "schema": {n: str(t) for n, t in self.columns.items()},
+            "lateness": self.lateness,
+            "idle_after": self.idle_after,
+            "append_only": self.append_only,
+            "table": self.table,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One step of the graph: an operator over named inputs."""
+
+    name: str
+    operator: Operator
+    inputs: tuple[str, ...]
+    schema: Schema
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A named relation that the engine keeps."""
+
+    name: str
+    schema: Schema
+    key: tuple[str, ...]
+    refresh: Immediate = Immediate()
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model kept by a learner over questions and answers; its predictions are a relation."""
+
+    name: str
+    spec: ModelSpec
+    questions: str
+    answers: str
+    refresh: Immediate
+    predictions: View
+
+
+@dataclass(frozen=True, eq=False)
+class Sink:
+    """An output: the changes of one relation or several of the same columns."""
+
+    name: str
+    relations: tuple[str, ...]
+    schema: Schema
+
+
+class Graph:
+    """All that a pipeline declares, by name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sources: dict[str, Source] = {}
+        self.nodes: dict[str, Node] = {}
+        self.views: dict[str, View] = {}
+        self.models: dict[str, Model] = {}
+        self.sinks: dict[str, Sink] = {}
+
+    def definition(self) -> dict[str, str]:
+        """A fingerprint for each part of the definition: what kept state belongs to."""
+        parts: dict[str, Any] = {f"source {s.name}": s.definition for s in self.sources.values()}
+        for n in self.nodes.values():
+            parts[f"step {n.name} ({n.operator.name})"] = [n.operator.definition, n.inputs, {c: str(t) for c, t in n.schema.items()}]
+        for m in self.models.values():
+            parts[f"model {m.name}"] = [model_definition(m.spec), m.questions, m.answers]
+        for s in self.sinks.values():
+            parts[f"sink {s.name}"] = s.relations
+        return {k: hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()[:16] for k, v in parts.items()}
