@@ -127,7 +127,11 @@ class Graph:
         """A fingerprint for each part of the definition: what kept state belongs to."""
         parts: dict[str, Any] = {f"source {s.name}": s.definition for s in self.sources.values()}
         for n in self.nodes.values():
-            parts[f"step {n.name} ({n.operator.name})"] = [n.operator.definition, n.inputs, {c: str(t) for c, t in n.schema.items()}]
+            parts[f"step {n.name} ({n.operator.name})"] = [
+                n.operator.definition,
+                n.inputs,
+                {c: str(t) for c, t in n.schema.items()},
+            ]
         for m in self.models.values():
             parts[f"model {m.name}"] = [model_definition(m.spec), m.questions, m.answers]
         for s in self.sinks.values():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,15 +46,25 @@ class Chunk:
 class Partition(Protocol):
     """Something that is read in order and can be read again from a position."""
 
-    name: str
-    position: int
-    """Where the next unread record begins."""
-    ended: bool
-    """Whether nothing more is there now."""
-    done: int
-    """Bytes read so far."""
-    total: int
-    """Bytes there are, as far as known."""
+    @property
+    def name(self) -> str:
+        """What it is called in dead letters."""
+
+    @property
+    def position(self) -> int:
+        """Where the next unread record begins."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is there now."""
+
+    @property
+    def done(self) -> int:
+        """Bytes read so far."""
+
+    @property
+    def total(self) -> int:
+        """Bytes there are, as far as known."""
 
     def read(self) -> Chunk | None:
         """The next rows; None when nothing more is there now."""
@@ -179,7 +190,12 @@ class Merge:
         state: Any = None,
     ) -> None:
         feeds = [
-            _Feed(source, (s << PARTITION_BITS) + i, partition, ((state or {}).get("feeds") or {}).get(f"{source.name}/{i}"))
+            _Feed(
+                source,
+                (s << PARTITION_BITS) + i,
+                partition,
+                ((state or {}).get("feeds") or {}).get(f"{source.name}/{i}"),
+            )
             for s, (source, several) in enumerate(partitions)
             for i, partition in enumerate(several)
         ]
@@ -241,7 +257,11 @@ class Merge:
             if sum(ready) >= want or not self._fill(ready):
                 break
         if self.began is None:
-            first = [int(k[0]) for f, r in zip(self.feeds, ready, strict=True) if len(k := f.known[:r][f.known[:r] > BEGINNING])]
+            first = [
+                int(k[0])
+                for f, r in zip(self.feeds, ready, strict=True)
+                if len(k := f.known[:r][f.known[:r] > BEGINNING])
+            ]
             self.began = min(first) // _DAY * _DAY if first else None
         bound = self._bound()
         if bound is not None:
@@ -277,7 +297,7 @@ class Merge:
             for f, r in zip(self.feeds, ready, strict=True)
             if not f.partition.ended and r == len(f) and (bound is None or f.newest < bound)
         ]
-        return any([f.fill(self.clock) for f in waiting])
+        return sum(f.fill(self.clock) for f in waiting) > 0
 
     def _bound(self) -> int | None:
         if self.until is None or self.began is None:
@@ -305,7 +325,7 @@ class Merge:
             place[:] = want
             place[order] = np.arange(len(order))
             edges = np.cumsum([0, *(n for _, n in some)])
-            parts = [place[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+            parts = [place[a:b] for a, b in pairwise(edges)]
             counts = [int((p < want).sum()) for p in parts]
             ranks = [p[:n] for p, n in zip(parts, counts, strict=True)]
         handed = [(f, *f.hand_out(n), r) for (f, _), n, r in zip(some, counts, ranks, strict=True) if n]

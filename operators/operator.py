@@ -17,7 +17,7 @@ import abc
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import polars as pl
 
@@ -41,6 +41,9 @@ class Relation(Protocol):
 
 class Operator(abc.ABC):
     """What one step of a view means."""
+
+    versions: ClassVar[bool] = False
+    """Whether its further inputs are tables as streams of versions, with a Boolean column `deleted`."""
 
     @property
     def name(self) -> str:
@@ -114,7 +117,9 @@ def microseconds(duration: str | timedelta, what: str = "a duration") -> int:
     elif isinstance(duration, str) and re.fullmatch(r"(\d+(us|ms|s|m|h|d|w))+", duration):
         n = sum(int(k) * _UNITS[u] for k, u in re.findall(r"(\d+)(us|ms|s|m|h|d|w)", duration))
     else:
-        raise DefinitionError(f"{what} is {duration!r}: expected a timedelta or text such as '90s', '30m', '1h30m', '7d'")
+        raise DefinitionError(
+            f"{what} is {duration!r}: expected a timedelta or text such as '90s', '30m', '1h30m', '7d'"
+        )
     if n < 0:
         raise DefinitionError(f"{what} is {duration!r}: expected a duration of 0 or more")
     return n

@@ -26,13 +26,15 @@ _NEVER = np.int64(np.iinfo(np.int64).min)
 def keys_of(columns: Columns, names: Sequence[str]) -> list[Any]:
     """The key of each row: the value of one column, or a tuple of several. Null is a key like any other."""
     if len(names) == 1:
-        return columns[names[0]].tolist()
+        keys: list[Any] = columns[names[0]].tolist()
+        return keys
     return list(zip(*(columns[n].tolist() for n in names), strict=True))
 
 
 def shard(key: Any, shards: int) -> int:
     """The shard of a key: the same in every process and on every day."""
-    return zlib.crc32(key.encode() if isinstance(key, str) else repr(key).encode()) % shards
+    text: str = key if isinstance(key, str) else repr(key)
+    return zlib.crc32(text.encode()) % shards
 
 
 def grown(a: Array, n: int) -> Array:
@@ -47,7 +49,9 @@ def grown(a: Array, n: int) -> Array:
 class _Numbers(dict[Any, int]):
     """Key to slot; an unknown key gets a freed slot or the next one."""
 
-    __slots__ = ("free", "keys_at")
+    def __init__(self) -> None:
+        self.free: list[int] = []
+        self.keys_at: list[Any] = []
 
     def __missing__(self, key: Any) -> int:
         if self.free:
@@ -73,8 +77,6 @@ class Slots:
 
     def __init__(self) -> None:
         self._numbers = _Numbers()
-        self._numbers.free = []
-        self._numbers.keys_at = []
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -176,7 +178,12 @@ class Rows:
 
     def snapshot(self) -> Any:
         a, b = self.head, self.tail
-        return self.first, {n: c[a:b].copy() for n, c in self.columns.items()}, self.at[a:b].copy(), self.pos[a:b].copy()
+        return (
+            self.first,
+            {n: c[a:b].copy() for n, c in self.columns.items()},
+            self.at[a:b].copy(),
+            self.pos[a:b].copy(),
+        )
 
     def restore(self, state: Any) -> None:
         self.first, self.columns, self.at, self.pos = state
@@ -235,6 +242,9 @@ class Keyed(Maintained):
     alone = False
     """True when rows of input 0 do not change the result of each other (joins)."""
 
+    waves = True
+    """False when a delta is one change: its output says what holds after it, and nothing was served on the way."""
+
     def __init__(self, keys: Sequence[Sequence[str]], out: Schema) -> None:
         self.key_names = [tuple(k) for k in keys]
         self.slots = Slots()
@@ -265,7 +275,7 @@ class Keyed(Maintained):
     def _cut(self, deltas: Sequence[Delta], slots: list[Ints]) -> list[tuple[list[Delta], list[Ints]]]:
         whole = [(list(deltas), slots)]
         n = sum(map(len, slots))
-        if n <= 1:
+        if n <= 1 or not self.waves:
             return whole
         many = len(deltas) > 1
 

@@ -88,7 +88,9 @@ def rows_of(m: Merge, stop_after: int | None = None) -> tuple[list[Any], list[by
         for name, delta in batch.deltas.items():
             assert (np.diff(delta.seq) > 0).all()
             assert (delta.at >= batch.horizon[name]).all(), "a row below the horizon was let through"
-            got += [(name, int(p) & ((1 << OFFSET_BITS) - 1), int(s)) for p, s in zip(delta.pos, delta.seq, strict=True)]
+            got += [
+                (name, int(p) & ((1 << OFFSET_BITS) - 1), int(s)) for p, s in zip(delta.pos, delta.seq, strict=True)
+            ]
         rows += sorted(got, key=lambda r: r[2])
         late += batch.late
         dead += batch.dead
@@ -99,7 +101,9 @@ def rows_of(m: Merge, stop_after: int | None = None) -> tuple[list[Any], list[by
 def expected(case: Case) -> tuple[list[Any], list[tuple[str, int]]]:
     """The slow obvious twin: all rows sorted by (known, rank, offset), then judged one by one."""
     every = []
-    for rank, (s, at, bad) in enumerate(zip(reversed(case.sources), reversed(case.ats), reversed(case.bad), strict=True)):
+    for rank, (s, at, bad) in enumerate(
+        zip(reversed(case.sources), reversed(case.ats), reversed(case.bad), strict=True)
+    ):
         known = BEGINNING
         for i, t in enumerate(at):
             if i in bad:

@@ -1,0 +1,234 @@
+"""The command `freshet`: runs and checks pipelines. The only place that reads a clock, takes signals and prints."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+from typing import Annotated, Any, NoReturn
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from engine.bind import files
+from engine.flow import FlowError, Run
+from engine.metrics import serve
+from engine.model import warnings
+from engine.pipeline import Pipeline
+from engine.publish import outputs
+from engine.recovery import State, StateError, claim
+from engine.report import figures
+from engine.settings import Settings, SettingsError, load
+from engine.show import graph_of, summary_of
+from operators.operator import DefinitionError
+
+app = typer.Typer(
+    name="freshet",
+    help="Streaming incremental view maintenance for machine learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+def _fail(error: object, code: int) -> NoReturn:
+    errors.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def load_pipeline(path: Path) -> tuple[Pipeline, Path]:
+    """The pipeline that a file, or `pipeline.py` in a folder, declares, and that folder.
+
+    Raises `DefinitionError` when there is none or more than one.
+    """
+    file = path / "pipeline.py" if path.is_dir() else path
+    if not file.is_file():
+        raise DefinitionError(f"no pipeline at {str(path)!r}: expected a folder with a pipeline.py, or a Python file")
+    spec = importlib.util.spec_from_file_location("freshet_pipeline", file)
+    if spec is None or spec.loader is None:
+        raise DefinitionError(f"{str(file)!r} is not a Python file")
+    sys.path.insert(0, str(file.parent.resolve()))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["freshet_pipeline"] = module
+    spec.loader.exec_module(module)
+    found = {id(v): v for v in vars(module).values() if isinstance(v, Pipeline)}
+    if len(found) != 1:
+        raise DefinitionError(f"{str(file)!r} declares {len(found)} pipelines at its top level; expected one")
+    return next(iter(found.values())), file.parent
+
+
+def _opened(path: Path) -> tuple[Pipeline, Path]:
+    try:
+        return load_pipeline(path)
+    except DefinitionError as error:
+        _fail(error, 2)
+    except (ImportError, SyntaxError) as error:
+        _fail(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}", 2)
+
+
+PipelineArg = Annotated[Path, typer.Argument(help="A folder with a pipeline.py, or a Python file.", show_default=False)]
+
+
+@app.command(epilog="Example: freshet check examples/flights")
+def check(pipeline: PipelineArg) -> None:
+    """Build a pipeline and print its graph and schemas, without running it."""
+    p, _ = _opened(pipeline)
+    console.print(graph_of(p))
+    _warn(p)
+
+
+def _warn(p: Pipeline) -> None:
+    for model in p.models.values():
+        for line in warnings(model.spec):
+            errors.print(f"[yellow]warning:[/] {_plain(line)}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: freshet run examples/flights --days 14 · "
+    "freshet run my/pipeline --bind orders=orders.jsonl,changes --follow"
+)
+def run(
+    pipeline: PipelineArg,
+    out: Annotated[Path | None, typer.Option(help="Where outputs go. [default: out/NAME]", show_default=False)] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Where state is kept. [default: state/NAME]", show_default=False)
+    ] = None,
+    days: Annotated[float | None, typer.Option(help="Take only the first days of the data.", min=0.001)] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on reading when a file grows, until stopped.")] = False,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(help="Where a source comes from: name=path or name=path,format.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that run the dataflow. [default: 1]", show_default=False)
+    ] = None,
+    shards: Annotated[int | None, typer.Option(help="Parts of keyed state. [default: 2]", show_default=False)] = None,
+    batch_rows: Annotated[
+        int | None, typer.Option(help="Most rows in a batch. [default: 1000]", show_default=False)
+    ] = None,
+    epoch: Annotated[
+        str | None, typer.Option(help="How often state is saved. [default: 2s]", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Serve /metrics on 127.0.0.1; 0: not. [default: 9310]", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Run a pipeline: to the end of its files, or for ever with --follow.
+
+    Stopped at any moment, by a signal or a crash, the same command goes on where it was: no change is lost or doubled.
+    """
+    p, folder = _opened(pipeline)
+    out, state = out or Path("out") / folder.resolve().name, state or Path("state") / folder.resolve().name
+    given = {"workers": workers, "shards": shards, "batch_rows": batch_rows, "epoch": epoch, "port": port}
+    try:
+        settings = load(folder, given, bind or [])
+        if p.prepare is not None and not bind:
+            p.prepare(folder)
+        for source in p.sources.values():
+            files(source, settings)
+        held = claim(state, p.name, p.definition(), settings.shards, out, outputs(p))
+    except (SettingsError, DefinitionError) as error:
+        _fail(error, 2)
+    except StateError as error:
+        _fail(error, 3)
+    _warn(p)
+    live = Run(p, settings, out, held.recovery, follow, None if days is None else int(days * 86_400_000_000))
+    _go(live, held, settings, quiet)
+
+
+def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
+    for name in [n for n in os.environ if n.startswith("BYTEWAX_DATAFLOW_API")]:
+        del os.environ[name]  # any value would serve the flow on all addresses
+    os.environ.setdefault("RUST_BACKTRACE", "0")
+    failed: list[FlowError] = []
+
+    def work() -> None:
+        try:
+            live.run()
+        except FlowError as error:
+            failed.append(error)
+
+    def stop(number: int, frame: object) -> None:
+        live.stop.set()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    server = serve(settings.port, lambda: (figures(live, _now(live)), _is_live(live))) if settings.port else None
+    if server is not None and live.follow and not quiet:
+        errors.print(f"metrics: http://127.0.0.1:{server.server_address[1]}/metrics", highlight=False)
+    began = time.monotonic()
+    thread = Thread(target=work, name="flow")
+    thread.start()
+    _watch(live, thread, quiet)
+    if server is not None:
+        server.shutdown()
+    if failed:
+        held.release()
+        _fail(f"{failed[0]} (what was saved is kept: run the same command again once the cause is gone)", 1)
+    seconds = time.monotonic() - began
+    final = figures(live, None)
+    final["outputs"] = {n: str(live.out / f"{n}.jsonl") for n in outputs(live.graph)} | {
+        "summary": str(live.out / "summary.json")
+    }
+    (live.out / "summary.json").write_bytes(orjson.dumps(final, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    held.release()
+    if not quiet:
+        console.print(summary_of(live.graph, final, seconds, stopped=live.stop.is_set()))
+
+
+def _now(live: Run) -> int | None:
+    return time.time_ns() // 1000 if live.follow else None
+
+
+def _is_live(live: Run) -> bool:
+    return live.follow and live.merge is not None and all(f.partition.ended for f in live.merge.feeds)
+
+
+def _watch(live: Run, thread: Thread, quiet: bool) -> None:
+    """Show progress until the flow ends."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>5.1f} %"),
+        TextColumn("{task.fields[changes]:>11,} changes"),
+        TextColumn("{task.fields[rate]:>9,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, disable=quiet, transient=True) as bar:
+        task = bar.add_task(live.graph.name, total=1.0, changes=0, rate=0.0)
+        first: int | None = None
+        began = time.monotonic()
+        while thread.is_alive():
+            thread.join(0.2)
+            if (merge := live.merge) is None:
+                continue
+            changes = sum(merge.read.values())
+            if first is None:
+                first, began = changes, time.monotonic()
+            rate = (changes - first) / max(time.monotonic() - began, 1e-3)
+            bar.update(task, completed=merge.progress, changes=changes, rate=rate)
+
+
+def main(args: Any = None) -> None:
+    """The entry point of the command."""
+    app(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""The whole system on one screen: how a batch travels from the sources to the outputs, as a bytewax dataflow.
+
+    read (merge of all partitions, in order of knowledge)
+      -> for each stage: split by key -> shards (state of the operators) -> gather
+      -> each model in turn
+      -> publish
+
+What travels is a `Batch`; every step adds its deltas to it. Steps that keep state are keyed steps of bytewax, so that
+their state is saved at the end of each epoch together with the positions read and the lengths of the outputs. After a
+crash all three are restored to the same moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import bytewax.operators as bw
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from bytewax.recovery import RecoveryConfig
+from bytewax.run import cli_main
+
+from engine.batch import Batch
+from engine.bind import partitions
+from engine.graph import Graph, Model
+from engine.merge import Merge
+from engine.model import Immediate
+from engine.plan import Stage, rank, roots, stages
+from engine.publish import Publish
+from engine.settings import Settings
+from engine.view import Gather, Part, Shard, Split
+from operators.operator import microseconds
+
+_CAP = 200
+"""Batches in flight between two epochs at most: bytewax has no back-pressure between workers within an epoch."""
+
+
+class FlowError(RuntimeError):
+    """A step failed; the text names the step, the cause is the error."""
+
+
+@dataclass
+class Run:
+    """A run of a pipeline: what it was asked to do, and the live stages, for whoever wants to look."""
+
+    graph: Graph
+    settings: Settings
+    out: Path
+    recovery: Path
+    follow: bool = False
+    until: int | None = None
+    stop: Event = field(default_factory=Event)
+    merge: Merge | None = None
+    shards: list[Shard] = field(default_factory=list)
+    models: dict[str, Immediate] = field(default_factory=dict)
+    publish: Publish | None = None
+    failed: tuple[str, BaseException] | None = None
+
+    def guard(self, step: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function; its first error is noted, because bytewax may lose it."""
+
+        def guarded(*args: Any) -> Any:
+            try:
+                return call(*args)
+            except StopIteration:
+                raise
+            except BaseException as error:
+                if self.failed is None:
+                    self.failed = (step, error)
+                raise
+
+        return guarded
+
+    def run(self) -> None:
+        """Run until the sources end or `stop` is set. Raises `FlowError`."""
+        try:
+            cli_main(  # type: ignore[no-untyped-call]
+                build(self),
+                workers_per_process=self.settings.workers,
+                epoch_interval=timedelta(microseconds=microseconds(self.settings.epoch, "epoch")),
+                recovery_config=RecoveryConfig(self.recovery, None),  # type: ignore[no-untyped-call]
+            )
+        except BaseException as error:  # bytewax also raises panics, which are no Exceptions
+            step, cause = self.failed or ("the dataflow", error)
+            raise FlowError(f"{step}: {type(cause).__name__}: {cause}") from cause
+        finally:
+            if self.publish is not None:
+                self.publish.files.close()
+
+
+class _Reader(StatefulSourcePartition[Batch, Any]):
+    """The merge as the one partition of the one input."""
+
+    def __init__(self, run: Run, state: Any) -> None:
+        self._run = run
+        self._sent = 0
+        run.merge = self._merge = Merge(
+            partitions(run.graph, run.settings, run.follow, state),
+            rank(run.graph),
+            run.settings.batch_rows,
+            run.until,
+            state,
+        )
+        self._next = run.guard("reading", self._merge.next)
+
+    def next_batch(self) -> Iterable[Batch]:
+        if self._run.stop.is_set():
+            raise StopIteration
+        if self._sent >= _CAP:
+            return []
+        batch = self._next()
+        if batch is None:
+            if self._run.follow:
+                return []
+            raise StopIteration
+        self._sent += 1
+        return [batch]
+
+    def snapshot(self) -> Any:
+        self._sent = 0
+        return self._merge.state()
+
+
+class _Input(FixedPartitionedSource[Batch, Any]):
+    def __init__(self, run: Run) -> None:
+        self._build = run.guard("opening the sources", lambda state: _Reader(run, state))
+
+    def list_parts(self) -> list[str]:
+        return ["all"]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _Reader:
+        reader: _Reader = self._build(resume_state)
+        return reader
+
+
+class _Keep(bw.StatefulBatchLogic[Any, Any, Any]):
+    """A step with state: `work` takes an item to a list of items, `save` gives the state."""
+
+    def __init__(self, work: Callable[[Any], list[Any]], save: Callable[[], Any]) -> None:
+        self._work, self._save = work, save
+
+    def on_batch(self, values: list[Any]) -> tuple[Iterable[Any], bool]:
+        return [out for value in values for out in self._work(value)], False
+
+    def on_eof(self) -> tuple[Iterable[Any], bool]:
+        return [], False
+
+    def snapshot(self) -> Any:
+        return self._save()
+
+
+class _Nothing(DynamicSink[Any]):
+    """Batches end here: `publish` has written them."""
+
+    class _Part(StatelessSinkPartition[Any]):
+        def write_batch(self, items: list[Any]) -> None:
+            return None
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> _Part:
+        return self._Part()
+
+
+def build(run: Run) -> Dataflow:
+    """The dataflow of a run."""
+    stream: Any = bw.input("read", Dataflow(run.graph.name), _Input(run))
+    for stage in stages(run.graph):
+        stream = _stage(run, stage, stream)
+    stream = bw.map("one", stream, lambda batch: ("all", batch))
+    for model in run.graph.models.values():
+        stream = bw.stateful_batch(f"model-{model.name}", stream, _model(run, model))
+    stream = bw.stateful_batch("publish", stream, _publish(run))
+    bw.output("end", stream, _Nothing())
+    flow: Dataflow = stream.flow()
+    return flow
+
+
+def _stage(run: Run, stage: Stage, stream: Any) -> Any:
+    if not stage.split:
+        whole = Shard(run.graph, stage)
+
+        def apply(batch: Batch) -> Batch:
+            batch.deltas.update(whole.apply(batch.deltas, batch.horizon))
+            return batch
+
+        return bw.map(stage.name, stream, run.guard(stage.name, apply))
+
+    split = run.guard(f"{stage.name}: split", Split(stage, run.settings.shards))
+
+    def shard(state: Any) -> _Keep:
+        mine = Shard(run.graph, stage)
+        if state is not None:
+            mine.restore(state)
+        run.shards.append(mine)
+        apply = run.guard(_named(stage), mine)
+        return _Keep(lambda part: [apply(part)], run.guard(f"{stage.name}: save", mine.snapshot))
+
+    def gather(state: Any) -> _Keep:
+        mine = Gather(stage, state or 0)
+        return _Keep(run.guard(f"{stage.name}: gather", mine), run.guard(f"{stage.name}: gather", mine.snapshot))
+
+    parts = bw.flat_map(f"{stage.name}-split", stream, lambda batch: [(str(s), part) for s, part in split(batch)])
+    done = bw.stateful_batch(f"{stage.name}-shard", parts, run.guard(_named(stage), shard))
+    rekeyed = bw.map(f"{stage.name}-rekey", done, lambda keyed: ("all", keyed[1]))
+    whole_again = bw.stateful_batch(f"{stage.name}-gather", rekeyed, gather)
+    return bw.map(f"{stage.name}-done", whole_again, lambda keyed: keyed[1])
+
+
+def _named(stage: Stage) -> str:
+    """How errors name a stage: by its steps."""
+    return ", ".join(f"{n.name} ({n.operator.name})" for n in stage.nodes)
+
+
+def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
+    made_of = roots(run.graph)[model.predictions.name]
+
+    def build_one(state: Any) -> _Keep:
+        mine = Immediate(model.spec)
+        if state is not None:
+            mine.restore(state)
+        run.models[model.name] = mine
+
+        def work(batch: Batch) -> list[Batch]:
+            mark = min(batch.watermark[r] for r in made_of)
+            batch.deltas[model.predictions.name] = mine.apply(
+                batch.deltas[model.questions], batch.deltas[model.answers], mark
+            )
+            return [batch]
+
+        return _Keep(run.guard(f"model {model.name}", work), run.guard(f"model {model.name}: save", mine.snapshot))
+
+    return build_one
+
+
+def _publish(run: Run) -> Callable[[Any], _Keep]:
+    def build_one(state: Any) -> _Keep:
+        run.publish = mine = Publish(run.graph, run.out, state)
+
+        def work(batch: Batch) -> list[Batch]:
+            mine(batch)
+            return []
+
+        return _Keep(run.guard("publish", work), run.guard("publish: save", mine.snapshot))
+
+    return run.guard("publish", build_one)
+
+
+__all__ = ["FlowError", "Part", "Run", "build"]

@@ -1,0 +1,134 @@
+"""`/metrics` on the loopback address: the figures of a run as Prometheus metrics.
+
+Times are exported as timestamps beside every lag, so that a dashboard computes `time() - x` and a dead worker looks
+stale, not frozen. Labels are names of sources, views and models, never data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "freshet_changes": ("counter", ("source",), "Changes read."),
+    "freshet_late": ("counter", ("source",), "Changes that came later than the lateness of their source."),
+    "freshet_dead_letters": ("counter", ("source",), "Records that could not be decoded or were refused."),
+    "freshet_source_watermark_timestamp_seconds": (
+        "gauge",
+        ("source",),
+        "Event time below which no change is expected.",
+    ),
+    "freshet_source_idle": ("gauge", ("source",), "1 when the source is idle and holds back no watermark."),
+    "freshet_view_rows": ("gauge", ("view",), "Rows the view holds."),
+    "freshet_view_retractions": ("counter", ("view",), "Rows retracted."),
+    "freshet_view_frontier_timestamp_seconds": (
+        "gauge",
+        ("view",),
+        "Event time below which all changes are contained.",
+    ),
+    "freshet_view_lag_seconds": (
+        "gauge",
+        ("view", "scope"),
+        "How far the view is behind its direct inputs (local) and behind what its root sources have read (global).",
+    ),
+    "freshet_view_age_seconds": ("gauge", ("view",), "Present minus frontier; absent in a replay."),
+    "freshet_view_pending_changes": ("gauge", ("view",), "Changes read that the view does not contain yet."),
+    "freshet_view_phase": ("gauge", ("view", "phase"), "1 for the present phase: backfill or live."),
+    "freshet_step_keys": ("gauge", ("step",), "Keys held by an operator."),
+    "freshet_step_state_bytes": ("gauge", ("step",), "Bytes of state held by an operator."),
+    "freshet_model_questions": ("counter", ("model",), "Questions asked."),
+    "freshet_model_answers": ("counter", ("model",), "Answers received."),
+    "freshet_labels_pending": ("gauge", ("model",), "Questions that wait for their answer."),
+}
+"""Every metric: its type, labels and meaning; counters are exported with the suffix `_total`."""
+
+
+def _seconds(iso: str) -> float:
+    return datetime.fromisoformat(iso.replace("Z", "+00:00")).timestamp()
+
+
+def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    """The values of all metrics: (name, label values, value)."""
+    for name, s in figures["sources"].items():
+        yield "freshet_changes", (name,), s["changes"]
+        yield "freshet_late", (name,), s["late"]
+        yield "freshet_dead_letters", (name,), s["dead_letters"]
+        yield "freshet_source_idle", (name,), float(s["idle"])
+        if s["watermark"]:
+            yield "freshet_source_watermark_timestamp_seconds", (name,), _seconds(s["watermark"])
+    for name, v in figures["views"].items():
+        yield "freshet_view_rows", (name,), v["rows"]
+        yield "freshet_view_retractions", (name,), v["retracted"]
+        yield "freshet_view_pending_changes", (name,), v["pending_changes"]
+        for phase in ("backfill", "live"):
+            yield "freshet_view_phase", (name, phase), float((phase == "live") == live)
+        if v["frontier"]:
+            yield "freshet_view_frontier_timestamp_seconds", (name,), _seconds(v["frontier"])
+            yield "freshet_view_lag_seconds", (name, "local"), v["local_lag_seconds"]
+            yield "freshet_view_lag_seconds", (name, "global"), v["global_lag_seconds"]
+        if v["age_seconds"] is not None:
+            yield "freshet_view_age_seconds", (name,), v["age_seconds"]
+    for name, s in figures["steps"].items():
+        yield "freshet_step_keys", (name,), s["keys"]
+        yield "freshet_step_state_bytes", (name,), s["bytes"]
+    for name, m in figures["models"].items():
+        yield "freshet_model_questions", (name,), m["questions"]
+        yield "freshet_model_answers", (name,), m["answers"]
+        yield "freshet_labels_pending", (name,), m["waiting"]
+
+
+class _Collector:
+    def __init__(self, look: Callable[[], tuple[dict[str, Any], bool]]) -> None:
+        self._look = look
+
+    def collect(self) -> Iterable[Metric]:
+        made: dict[str, Any] = {}
+        for name, (kind, labels, text) in METRICS.items():
+            family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+            made[name] = family(name, text, labels=labels)
+        for name, values, value in samples(*self._look()):
+            made[name].add_metric(list(values), value)
+        return made.values()
+
+
+def serve(port: int, look: Callable[[], tuple[dict[str, Any], bool]]) -> ThreadingHTTPServer:
+    """Serve `/metrics` and `/healthz` on 127.0.0.1 in a thread of its own; the next free port when `port` is taken.
+
+    look: gives the figures and whether the run is live.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(look))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                status, kind, body = 200, CONTENT_TYPE_LATEST, generate_latest(registry)
+            elif self.path == "/healthz":
+                status, kind, body = 200, "text/plain; charset=utf-8", b"ok\n"
+            else:
+                status, kind, body = 404, "text/plain; charset=utf-8", b"not found; try /metrics or /healthz\n"
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            return None
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server

@@ -1,0 +1,115 @@
+"""From a graph to stages: what is computed together, and where rows must be brought together by key first.
+
+Pure: a plan is a value. A stage is a run of nodes, in order. A keyed stage brings rows together by one set of key
+columns and then applies its nodes shard by shard; a stage without key works on whole deltas. Nodes are put into the
+present stage as long as their rows already lie together: same key columns, not renamed or recomputed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from engine.graph import Graph, Node
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Nodes that are applied together.
+
+    split: for each input that comes from outside, the columns that say in which shard a row belongs; empty for a stage
+    without key. gives: the nodes whose output is needed outside.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    split: Mapping[str, tuple[str, ...]]
+    gives: tuple[str, ...]
+
+
+@dataclass
+class _Draft:
+    key: tuple[str, ...] = ()
+    nodes: list[Node] = field(default_factory=list)
+    split: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    moved: set[str] = field(default_factory=set)
+
+
+def stages(graph: Graph) -> list[Stage]:
+    """The stages of the graph's nodes, in the order in which they run."""
+    drafts: list[_Draft] = []
+    for node in graph.nodes.values():
+        if not drafts or not _joins(node, drafts[-1]):
+            drafts.append(_Draft(node.operator.keys[0] if node.operator.keys else ()))
+        _add(node, drafts[-1])
+    wanted = (
+        set(graph.views) | {m.answers for m in graph.models.values()} | {m.questions for m in graph.models.values()}
+    )
+    done = []
+    for i, draft in enumerate(drafts):
+        later = {name for d in drafts[i + 1 :] for n in d.nodes for name in n.inputs}
+        gives = tuple(n.name for n in draft.nodes if n.name in later | wanted)
+        done.append(Stage(f"stage-{i + 1}", tuple(draft.nodes), dict(draft.split), gives))
+    return done
+
+
+def _joins(node: Node, draft: _Draft) -> bool:
+    """Whether the node can be computed in this stage."""
+    inside = {n.name for n in draft.nodes}
+    keys = node.operator.keys
+    if not keys:
+        return not draft.key or node.inputs[0] in inside
+    if keys[0] != draft.key:
+        return False
+    for name, key in zip(node.inputs, keys, strict=True):
+        if name in inside:
+            if name in draft.moved or key != draft.key:
+                return False
+        elif draft.split.get(name, key) != key:
+            return False
+    return True
+
+
+def _add(node: Node, draft: _Draft) -> None:
+    inside = {n.name for n in draft.nodes}
+    keys = node.operator.keys
+    if keys:
+        draft.split.update((name, key) for name, key in zip(node.inputs, keys, strict=True) if name not in inside)
+    if not keys or node.inputs[0] in draft.moved or not set(draft.key) <= set(node.schema):
+        draft.moved.add(node.name)
+    draft.nodes.append(node)
+
+
+def roots(graph: Graph) -> dict[str, frozenset[str]]:
+    """For each source, node and view the sources that it is made of."""
+    found = {name: frozenset([name]) for name in graph.sources}
+    for node in graph.nodes.values():
+        found[node.name] = frozenset().union(*(found[i] for i in node.inputs))
+    for model in graph.models.values():
+        found[model.predictions.name] = found[model.questions] | found[model.answers]
+    return found
+
+
+def rank(graph: Graph) -> list[str]:
+    """Sources in the order in which ties of time are broken: what is looked up comes before what looks it up.
+
+    So an answer due at the instant of a question is learnt before it, and an observation of that instant is seen.
+    """
+    made_of = roots(graph)
+    before: dict[str, set[str]] = {name: set() for name in graph.sources}
+    pairs = [(n.inputs[0], other) for n in graph.nodes.values() for other in n.inputs[1:]]
+    pairs += [(m.questions, m.answers) for m in graph.models.values()]
+    for asks, told in pairs:
+        for source in made_of[asks]:
+            before[source] |= made_of[told] - made_of[asks]
+    order: list[str] = []
+
+    def visit(name: str, path: frozenset[str]) -> None:
+        for other in sorted(before[name] - path):
+            visit(other, path | {name})
+        if name not in order:
+            order.append(name)
+
+    for name in graph.sources:
+        visit(name, frozenset([name]))
+    return order

@@ -1,0 +1,75 @@
+"""The notebook path: frames in, views out, through the same merge, operators and models as a long-lived run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from engine.graph import DELETED, Graph, Source
+from engine.merge import Chunk, Merge, Partition
+from engine.model import Immediate
+from engine.plan import rank, roots, stages
+from engine.view import Shard
+from operators.delta import AT, NULL, POS, Delta, accumulate, to_array
+from operators.operator import DefinitionError, known
+
+
+class FramePartition:
+    """The rows of a frame as a partition."""
+
+    def __init__(self, source: Source, frame: pl.DataFrame) -> None:
+        self.name = source.name
+        self.position = self.done = 0
+        self.ended = False
+        self.total = len(frame)
+        what = f"the frame of source {source.name!r}"
+        known(list(source.columns), dict(frame.schema), what)
+        try:
+            self._frame = frame.select(pl.col(n).cast(t) for n, t in source.columns.items())
+        except pl.exceptions.PolarsError as error:
+            raise DefinitionError(f"{what} does not have the types of its schema: {error}") from None
+        for name in sorted(source.required):
+            if n := self._frame[name].null_count():
+                raise DefinitionError(f"{what}: the column {name!r} is null in {n} rows; expected a value in each")
+        self._deleted = frame[DELETED].to_numpy() if DELETED in frame.columns else np.zeros(len(frame), np.bool_)
+        self._at = source.at
+
+    def read(self) -> Chunk | None:
+        if self.ended:
+            return None
+        self.ended, self.position, self.done = True, self.total, self.total
+        columns = {s.name: to_array(s) for s in self._frame}
+        at = columns[self._at] if self._at else np.full(self.total, NULL)
+        return Chunk(columns, self._deleted, at, np.arange(self.total), [b""] * self.total)
+
+    def identity(self) -> Any:
+        return None
+
+
+def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
+    """See `Pipeline.replay`."""
+    known(list(frames), {name: pl.Null() for name in graph.sources}, f"replay of pipeline {graph.name!r}")
+    empty_frames = {name: pl.DataFrame(schema=dict(s.columns)) for name, s in graph.sources.items()}
+    parts: list[tuple[Source, Sequence[Partition]]] = [
+        (source, [FramePartition(source, frames.get(name, empty_frames[name]))])
+        for name, source in graph.sources.items()
+    ]
+    merge = Merge(parts, rank(graph), batch_rows)
+    shards = [Shard(graph, stage) for stage in stages(graph)]
+    models = {name: Immediate(m.spec) for name, m in graph.models.items()}
+    made_of = roots(graph)
+    kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
+    while (batch := merge.next()) is not None:
+        for shard in shards:
+            batch.deltas.update(shard.apply(batch.deltas, batch.horizon))
+        for name, m in graph.models.items():
+            mark = min(batch.watermark[r] for r in made_of[m.predictions.name])
+            batch.deltas[m.predictions.name] = models[name].apply(
+                batch.deltas[m.questions], batch.deltas[m.answers], mark
+            )
+        for name, deltas in kept.items():
+            deltas.append(batch.deltas[name])
+    return {name: accumulate(deltas, graph.views[name].schema).drop(AT, POS) for name, deltas in kept.items()}

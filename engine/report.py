@@ -1,0 +1,90 @@
+"""What a run has to say of itself: figures as plain values, for `/metrics`, the summary and summary.json."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from engine.flow import Run
+from engine.freshness import Freshness, freshness, least
+from engine.plan import roots
+from operators.delta import BEGINNING
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def instant(us: int | None) -> str | None:
+    """Microseconds UTC as ISO 8601 text; None for none and for the beginning."""
+    if us is None or us <= BEGINNING:
+        return None
+    return (_EPOCH + timedelta(microseconds=us)).isoformat().replace("+00:00", "Z")
+
+
+def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
+    """How fresh each view is. now: the present in microseconds; None in a replay, whose clock is the data."""
+    merge, publish = run.merge, run.publish
+    if merge is None:
+        return {}
+    made_of = roots(run.graph)
+    contained = (
+        publish.contained if publish is not None and publish.contained else dict.fromkeys(run.graph.sources, BEGINNING)
+    )
+    applied = publish.read if publish is not None else {}
+    read, marks = merge.read, merge.watermark
+    found: dict[str, Freshness] = {}
+    for name in run.graph.views:
+        mine = made_of[name]
+        node = run.graph.nodes.get(name)
+        inputs = {i: least(contained, made_of[i]) for i in node.inputs} if node is not None else {}
+        pending = sum(read[r] - applied.get(r, 0) for r in mine)
+        found[name] = freshness(mine, inputs, contained, marks, pending, now)
+    return found
+
+
+def figures(run: Run, now: int | None) -> dict[str, Any]:
+    """Every figure of a run, as JSON values."""
+    graph, merge, publish = run.graph, run.merge, run.publish
+    read = merge.read if merge else dict.fromkeys(graph.sources, 0)
+    counts = {w: merge.counts(w) if merge else dict.fromkeys(graph.sources, 0) for w in ("late", "dead", "skipped")}
+    marks, idle = (merge.watermark, merge.idle()) if merge else ({}, {})
+    sizes: dict[str, list[int]] = {}
+    for shard in run.shards:
+        for name, (keys, held) in shard.sizes().items():
+            total = sizes.setdefault(name, [0, 0])
+            total[0] += keys
+            total[1] += held
+    fresh = freshness_of(run, now)
+    views = {}
+    for name in graph.views:
+        inserted, retracted = publish.rows[name] if publish is not None else (0, 0)
+        f = fresh.get(name)
+        views[name] = {
+            "rows": inserted - retracted,
+            "inserted": inserted,
+            "retracted": retracted,
+            "frontier": instant(f.frontier) if f else None,
+            "local_lag_seconds": f.local_lag / 1e6 if f else None,
+            "global_lag_seconds": f.global_lag / 1e6 if f else None,
+            "age_seconds": f.age / 1e6 if f and f.age is not None else None,
+            "pending_changes": f.pending if f else 0,
+        }
+    return {
+        "pipeline": graph.name,
+        "changes": sum(read.values()),
+        "late": sum(counts["late"].values()),
+        "dead_letters": sum(counts["dead"].values()),
+        "sources": {
+            name: {
+                "changes": read[name],
+                "late": counts["late"][name],
+                "dead_letters": counts["dead"][name],
+                "skipped": counts["skipped"][name],
+                "watermark": instant(marks.get(name)),
+                "idle": idle.get(name, False),
+            }
+            for name in graph.sources
+        },
+        "views": views,
+        "steps": {name: {"keys": keys, "bytes": held} for name, (keys, held) in sizes.items()},
+        "models": {name: m.figures() for name, m in run.models.items()},
+    }

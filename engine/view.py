@@ -1,0 +1,148 @@
+"""Keeping views: applies the nodes of a stage to a batch, whole or shard by shard.
+
+`split` cuts a batch into parts by key; `Shard` holds the state of a stage's nodes for one shard and applies a part;
+`Gather` puts the parts of each batch together again, in the order of the batches. A batch goes on only when all its
+parts are there, so that what follows sees each batch whole and once, with any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.batch import Batch
+from engine.graph import Graph
+from engine.plan import Stage, roots
+from operators.delta import Delta, concat, empty, in_order
+from operators.operator import Maintained
+from operators.state import keys_of, shard
+
+
+@dataclass(slots=True)
+class Part:
+    """What one shard gets of a batch, and later gives back. One part of each batch carries the batch itself."""
+
+    number: int
+    parts: int
+    deltas: dict[str, Delta]
+    horizon: dict[str, int]
+    batch: Batch | None
+
+
+class Split:
+    """Cuts batches for a keyed stage; the same key always goes to the same shard."""
+
+    def __init__(self, stage: Stage, shards: int) -> None:
+        self.stage = stage
+        self.shards = shards
+        self._shard_of: dict[Any, int] = {}
+
+    def __call__(self, batch: Batch) -> list[tuple[int, Part]]:
+        """The parts of the batch with their shards: one for each shard that has rows, and at least one."""
+        if self.shards == 1 or not self.stage.split:
+            inputs = {n: batch.deltas[n] for n in self._inputs()}
+            return [(0, Part(batch.number, 1, inputs, batch.horizon, batch))]
+        pieces: dict[int, dict[str, Delta]] = {}
+        for name, key in self.stage.split.items():
+            for s, piece in self._cut(batch.deltas[name], key):
+                pieces.setdefault(s, {})[name] = piece
+        pieces = pieces or {0: {}}
+        return [
+            (s, Part(batch.number, len(pieces), mine, batch.horizon, None if i else batch))
+            for i, (s, mine) in enumerate(sorted(pieces.items()))
+        ]
+
+    def _inputs(self) -> list[str]:
+        inside = {n.name for n in self.stage.nodes}
+        return [i for n in self.stage.nodes for i in n.inputs if i not in inside]
+
+    def _cut(self, delta: Delta, key: tuple[str, ...]) -> list[tuple[int, Delta]]:
+        if not len(delta):
+            return []
+        memo = self._shard_of
+        if len(memo) > 1_000_000:
+            memo.clear()
+        keys = keys_of(delta.columns, key)
+        for k in set(keys).difference(memo):
+            memo[k] = shard(k, self.shards)
+        where = np.fromiter(map(memo.__getitem__, keys), np.int64, len(keys))
+        pieces = {s: np.flatnonzero(where == s) for s in np.unique(where).tolist()}
+        if "deleted" in delta.columns and (everywhere := [i for i, k in enumerate(keys) if k is None]):
+            for s in range(self.shards):
+                pieces[s] = np.union1d(pieces.get(s, np.empty(0, np.int64)), everywhere)
+        return [(s, delta.take(rows)) for s, rows in pieces.items()]
+
+
+class Shard:
+    """The state of a stage's nodes for one shard."""
+
+    def __init__(self, graph: Graph, stage: Stage) -> None:
+        self.stage = stage
+        made_of = roots(graph)
+        schemas = {
+            **{s.name: s.messages for s in graph.sources.values()},
+            **{n.name: n.schema for n in graph.nodes.values()},
+        }
+        self.schemas = schemas
+        self.roots = {n.name: tuple(made_of[n.name]) for n in stage.nodes}
+        self.maintained: dict[str, Maintained] = {
+            n.name: n.operator.start([schemas[i] for i in n.inputs]) for n in stage.nodes
+        }
+
+    def apply(self, deltas: Mapping[str, Delta], horizon: Mapping[str, int]) -> dict[str, Delta]:
+        """What follows from these deltas in each node whose result is needed outside."""
+        found = dict(deltas)
+        for node in self.stage.nodes:
+            inputs = [found[i] if i in found else empty(self.schemas[i]) for i in node.inputs]
+            if any(map(len, inputs)):
+                bound = min(horizon[r] for r in self.roots[node.name])
+                found[node.name] = self.maintained[node.name].apply(inputs, bound)
+            else:
+                found[node.name] = empty(node.schema)
+        return {name: found[name] for name in self.stage.gives}
+
+    def __call__(self, part: Part) -> Part:
+        return Part(part.number, part.parts, self.apply(part.deltas, part.horizon), part.horizon, part.batch)
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """For each node (keys held, bytes held)."""
+        return {name: m.size for name, m in self.maintained.items()}
+
+    def snapshot(self) -> Any:
+        return {name: m.snapshot() for name, m in self.maintained.items()}
+
+    def restore(self, state: Any) -> None:
+        for name, one in state.items():
+            self.maintained[name].restore(one)
+
+
+class Gather:
+    """Puts the parts of each batch together, in the order of the batches."""
+
+    def __init__(self, stage: Stage, done: int = 0) -> None:
+        self.stage = stage
+        self.done = done
+        self._waiting: dict[int, list[Part]] = {}
+
+    def __call__(self, part: Part) -> list[Batch]:
+        """The batches that are whole now and come next."""
+        self._waiting.setdefault(part.number, []).append(part)
+        whole = []
+        while (found := self._waiting.get(self.done + 1)) and len(found) == found[0].parts:
+            self.done += 1
+            whole.append(self._together(self._waiting.pop(self.done)))
+        return whole
+
+    def _together(self, parts: Sequence[Part]) -> Batch:
+        batch = next(p.batch for p in parts if p.batch is not None)
+        for name in self.stage.gives:
+            batch.deltas[name] = in_order(concat([p.deltas[name] for p in parts]))
+        return batch
+
+    def snapshot(self) -> int:
+        if self._waiting:
+            raise AssertionError("parts of a batch are missing at a snapshot")
+        return self.done

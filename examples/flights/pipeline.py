@@ -1,0 +1,115 @@
+"""Will this flight be late? The real flights that left New York in 2013.
+
+A question is asked at each flight's scheduled departure; its answer is known when it lands, hours later, or never.
+Every feature is computed from what was known at the moment of the question.
+"""
+
+import polars as pl
+from data import prepare
+from river import compose, linear_model, optim, preprocessing
+
+import operators as op
+from engine import Pipeline, immediate
+
+p = Pipeline("flights", prepare=lambda folder: prepare(folder / "data"))
+
+departures = p.source(
+    "departures",
+    key="flight_id",
+    at="sched_dep",
+    lateness="30m",
+    schema={
+        "flight_id": str,
+        "sched_dep": pl.Datetime,
+        "carrier": str,
+        "tailnum": str,
+        "origin": str,
+        "dest": str,
+        "distance": float,
+    },
+)
+landings = p.source(
+    "landings",
+    key="flight_id",
+    at="arrived",
+    lateness="30m",
+    schema={"flight_id": str, "arrived": pl.Datetime, "tailnum": str, "origin": str, "arr_delay": float},
+)
+weather = p.source(
+    "weather",
+    key=["origin", "observed"],
+    at="observed",
+    lateness="30m",
+    idle_after="3h",
+    schema={
+        "origin": str,
+        "observed": pl.Datetime,
+        "temp": float,
+        "wind_speed": float,
+        "precip": float,
+        "visib": float,
+    },
+)
+planes = p.table("planes", key="tailnum", schema={"tailnum": str, "year": int, "seats": int})
+
+local = pl.col("sched_dep").dt.convert_time_zone("America/New_York")
+
+features = p.view(
+    "features",
+    departures,
+    op.window(by="origin", size="1h", departures_1h=op.count()),
+    op.join_asof(weather, on="origin", tolerance="3h", columns=["temp", "wind_speed", "precip", "visib"]),
+    op.join_asof(landings, on="origin", columns={"origin_delay": "arr_delay"}),
+    op.join(planes, on="tailnum", columns=["year", "seats"]),
+    op.join_asof(landings, on="tailnum", columns={"tail_delay": "arr_delay", "tail_landed": "arrived"}),
+    op.project(
+        hour=local.dt.strftime("%H"),
+        weekday=local.dt.strftime("%a"),
+        tail_hours=((pl.col("sched_dep") - pl.col("tail_landed")).dt.total_minutes() / 60.0).clip(0, 48),
+        age=2013 - pl.col("year"),
+    ),
+)
+
+answers = p.view(
+    "answers",
+    landings,
+    op.project("flight_id", delay=pl.col("arr_delay"), late=pl.col("arr_delay") > 15),
+)
+
+FEATURES = [c for c in features.schema if c not in ("flight_id", "sched_dep", "tailnum", "tail_landed", "year")]
+
+
+def learner(model):
+    """Numbers scaled (a missing one counts as the mean), words one-hot, then the model."""
+    numbers = compose.SelectType(int, float) | preprocessing.StandardScaler()
+    words = compose.SelectType(str) | preprocessing.OneHotEncoder()
+    return (numbers + words) | model
+
+
+late = p.model(
+    "late",
+    features,
+    answers=answers,
+    label="late",
+    features=FEATURES,
+    learner=learner(linear_model.LogisticRegression(optim.SGD(0.01))),
+    refresh=immediate(),
+    advance="questions",
+    wait="2d",
+    naive=True,
+)
+delay = p.model(
+    "delay",
+    features,
+    answers=answers,
+    label="delay",
+    features=FEATURES,
+    learner=learner(linear_model.LinearRegression(optim.SGD(0.001), intercept_lr=0.001)),
+    refresh=immediate(),
+    advance="questions",
+    wait="2d",
+    naive=True,
+)
+
+p.sink("predictions", late.predictions, delay.predictions)
+p.sink("features", features)

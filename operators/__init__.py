@@ -1,0 +1,51 @@
+"""The operators that a view can be made of: `import operators as op`.
+
+Each name is a function that declares one step; its module says what it means.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+from operators.aggregate import aggregate
+from operators.dedupe import dedupe
+from operators.join import join
+from operators.join_asof import join_asof
+from operators.join_label import join_label
+from operators.latest import latest
+from operators.operator import Operator
+from operators.project import project
+from operators.reduction import count, maximum, mean, minimum, total
+from operators.where import where
+from operators.window import window
+
+__all__ = [
+    "aggregate",
+    "catalogue",
+    "count",
+    "dedupe",
+    "join",
+    "join_asof",
+    "join_label",
+    "latest",
+    "maximum",
+    "mean",
+    "minimum",
+    "project",
+    "total",
+    "where",
+    "window",
+]
+
+
+def catalogue() -> list[type[Operator]]:
+    """All operators, found in the modules of this package: whatever is defined here is under the laws."""
+    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    return [
+        c
+        for m in sorted(modules, key=lambda m: m.__name__)
+        for c in vars(m).values()
+        if inspect.isclass(c) and issubclass(c, Operator) and c.__module__ == m.__name__ and not inspect.isabstract(c)
+    ]

@@ -1,0 +1,134 @@
+"""JOIN_LABEL: each question that was answered in time, with its answer.
+
+    join_label(A)(Q) = for each question q of Q the answer a of A with the same key and the least (at, pos) such that
+                       q.at <= a.at <= q.at + wait; no row when there is none
+
+Both bounds are inclusive. The row has the `at` and position of the question, and becomes known when the later of the
+two does. Of several answers the first counts, also when it arrives last: then it corrects the row. A null key is
+never answered. A question is forgotten when no answer within `wait` can come any more, or the answer it has is before
+the horizon; an answer, which may arrive before its question, when the horizon has passed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import polars as pl
+
+from operators.delta import AT, FLOAT, INT, POS, STRING, Schema
+from operators.joining import Choice, Chosen, Meeting, chosen, key_columns, renamed, right_input
+from operators.operator import Maintained, Named, Operator, Relation, microseconds
+
+
+@dataclass(frozen=True, eq=False)
+class JoinLabel(Operator):
+    """Keeps the questions that have an answer, and adds its columns.
+
+    SQL: `SELECT DISTINCT ON (q.at, q.pos) q.*, a.delay FROM q JOIN a ON q.flight = a.flight
+    AND a.at BETWEEN q.at AND q.at + wait ORDER BY a.at, a.pos`
+
+    >>> import numpy as np
+    >>> from operators.delta import Delta, empty, to_column
+    >>> asked, landed = {"flight": STRING}, {"flight": STRING, "delay": INT}
+    >>> def row(seq, weight, at, schema, *cells):
+    ...     one = np.array([1])
+    ...     columns = {n: to_column([c], t) for (n, t), c in zip(schema.items(), cells)}
+    ...     return Delta(columns, one * weight, one * at, one, one * seq)
+    >>> kept = join_label(Named("landed", landed), on="flight", wait="1d").start([asked, landed])
+    >>> len(kept.apply([row(1, 1, 10, asked, "A1"), empty(landed)]))
+    0
+    >>> kept.apply([empty(asked), row(2, 1, 70, landed, "A1", 5)]).columns["delay"].tolist()
+    [5]
+    >>> out = kept.apply([empty(asked), row(3, -1, 70, landed, "A1", 5)])  # the answer is taken back
+    >>> list(zip(out.weight.tolist(), out.columns["delay"].tolist(), out.at.tolist()))
+    [(-1, 5, 10)]
+    """
+
+    right: Relation
+    on: tuple[str, ...]
+    right_on: tuple[str, ...]
+    columns: Chosen | None
+    wait: int
+
+    @property
+    def others(self) -> tuple[Relation, ...]:
+        return (self.right,)
+
+    @property
+    def keys(self) -> tuple[tuple[str, ...], ...]:
+        return self.on, self.right_on
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        return {
+            "right": self.right.name,
+            "on": list(self.on),
+            "right_on": list(self.right_on),
+            "columns": None if self.columns is None else [list(c) for c in self.columns],
+            "wait": self.wait,
+        }
+
+    def _chosen(self, inputs: Sequence[Schema]) -> Chosen:
+        return chosen(inputs, self.on, self.right_on, self.columns, "", None, "join_label")
+
+    def schema(self, inputs: Sequence[Schema]) -> Schema:
+        return {**inputs[0], **{new: inputs[1][old] for new, old in self._chosen(inputs)}}
+
+    def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+        questions, answers = relations
+        schemas = [{n: t for n, t in r.collect_schema().items() if n not in (AT, POS)} for r in relations]
+        columns = self._chosen(schemas)
+        found = answers.select(
+            *(pl.col(n).alias(f"_key{i}") for i, n in enumerate(self.right_on)),
+            *(pl.col(old).alias(new) for new, old in columns),
+            _r_at=pl.col(AT),
+            _r_pos=pl.col(POS),
+        )
+        return (
+            questions.with_row_index("_row")
+            .join(found, left_on=self.on, right_on=[f"_key{i}" for i in range(len(self.on))])
+            .filter((pl.col("_r_at") >= pl.col(AT)) & (pl.col("_r_at") <= pl.col(AT) + self.wait))
+            .sort("_r_at", "_r_pos")
+            .unique("_row", keep="first", maintain_order=True)
+            .select(*schemas[0], *(new for new, _ in columns), AT, POS)
+        )
+
+    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
+        return Meeting(self.keys, inputs, self._chosen(inputs), reach=self.wait, forward=True, corrected=corrected)
+
+    @classmethod
+    def samples(cls) -> list[tuple[Operator, list[Schema]]]:
+        """Instances with their input schemas, for the laws."""
+        asked: Schema = {"k": STRING, "x": INT}
+        answers: Schema = {"k": STRING, "label": FLOAT, "note": STRING}
+        other: Schema = {"a": STRING, "b": INT, "label": INT}
+        return [
+            (join_label(Named("answers", answers), on="k", wait="2h"), [asked, answers]),
+            (join_label(Named("answers", answers), on="k", columns={"y": "label"}, wait="3us"), [asked, answers]),
+            (join_label(Named("other", other), on=["k", "x"], right_on=["a", "b"], wait="1d"), [asked, other]),
+        ]
+
+
+def join_label(
+    answers: Relation,
+    *,
+    on: str | Sequence[str],
+    right_on: str | Sequence[str] | None = None,
+    columns: Choice = None,
+    wait: str | timedelta,
+) -> JoinLabel:
+    """Keep the questions that were answered within `wait`, and add the columns of the first such answer.
+
+    on: the key columns, right_on: what they are called in the answers. columns: the answers' columns to add, all but
+    the key unless given; a dict gives them new names, {new: old}. wait: how long after the question its answer may
+    come, such as "1d".
+
+    Raises `DefinitionError` when a column is unknown or a name taken. SQL: an interval join, first match.
+    """
+    left_on, found_on = key_columns(on, right_on, "join_label")
+    names = renamed(columns, "", "join_label")
+    limit = microseconds(wait, "join_label: wait")
+    return JoinLabel(right_input(answers, "join_label"), left_on, found_on, names, limit)

@@ -1,0 +1,858 @@
+"""WINDOW: for each row, reductions over the rows of its key up to it and no older than a size.
+
+    window(by=k, size=s, n=reduction)(R) = the rows of R, each with n = reduction of
+        { r' in R : r'.k = r.k and r.at - s < r'.at and (r'.at, r'.pos) <= (r.at, r.pos) }
+
+A row sees itself and what precedes it; rows of one `at` are ordered by position. A row that comes late, is taken back
+or is changed corrects the rows behind it that saw it or see it now: the old output is retracted, the new one inserted,
+both known at the `seq` of the last change before the corrected row.
+
+An output is a function of the rows that are there, never of how they came: what is retracted is computed again from
+the rows, and is bit for bit what was emitted. A total of floats is the exact sum of the window, rounded once, for any
+values. For `size="forever"` rows before the horizon are known as a running sum only, of 159 bits: the total is exact
+while no running sum of the key in order of (at, pos) needs more, and then off by at most 2**-150 times the sum of
+the absolute values, and still a function of the rows. Once 1e300 and 0.1 met in one key, its windows are summed row by row, which costs time.
+
+Rows of a key lie in one segment, sorted (`operators.segments`), each with the running sums of its key: a window of any
+size is a range of rows, its total the difference of two running sums, its extremes a walk over at most 126 rows and
+one entry per block of 64. A row that comes in order takes constant time, whatever the sizes (on average; when the
+extreme itself leaves in every step, the walk); a late one takes time in proportion to the rows behind it. Nothing is
+subtracted when a row leaves a window, so to forget rows is only to manage memory: rows that no window can reach behind
+the horizon are forgotten when a segment is full or as a hand goes round the keys, a few in each call; so are keys,
+unless a size is "forever".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numba import njit
+
+from operators.delta import AT as AT_COLUMN
+from operators.delta import BEGINNING, BOOL, FLOAT, INT, NULL, STRING, Delta, Ints, Schema
+from operators.delta import POS as POS_COLUMN
+from operators.exact import add, exact_sum, minus, rounded
+from operators.operator import DefinitionError, Maintained, Operator, as_names, microseconds, new_columns
+from operators.reduction import (
+    ALL,
+    CHANNEL,
+    COUNT,
+    EXTREME,
+    FLOAT_NULL,
+    KIND,
+    MASK,
+    MAXIMUM,
+    MEAN,
+    MINIMUM,
+    PLACE,
+    RESTART,
+    ROWS,
+    WINDOW,
+    Plan,
+    Reduction,
+    check_keys,
+    count,
+    finished,
+    gathered,
+    maximum,
+    mean,
+    minimum,
+    rank,
+    reductions_of,
+    total,
+)
+from operators.segments import (
+    AT,
+    END,
+    FIELDS,
+    HEAD,
+    MARK,
+    ORIGIN,
+    POS,
+    TAIL,
+    Segments,
+    erase,
+    first,
+    make_room,
+    taller,
+    tidy,
+)
+from operators.state import Keyed, Rows, lexsort, nbytes
+
+FOREVER = "forever"
+
+
+@dataclass(frozen=True, eq=False)
+class Window(Operator):
+    """Adds to each row reductions over the rows of its key that precede it, and itself.
+
+    by: the columns of the key. size: how far back a reduction looks that has no size of its own: a duration such as
+    "1h", or "forever". reductions: names of the new columns and what they hold.
+
+    SQL: `SELECT *, mean(x) OVER (PARTITION BY by ORDER BY at, pos ...)`; where rows share an `at` no SQL frame says the
+    same, but a join does:
+
+        SELECT a.*, avg(b.x) FROM r a JOIN r b ON a.by IS NOT DISTINCT FROM b.by
+            AND b.at > a.at - size AND (b.at, b.pos) <= (a.at, a.pos) GROUP BY a.*
+
+    >>> from operators.delta import to_column
+    >>> pairs = window(by="card", size="1h", n=count(), spent=total("amount")).start([{"card": STRING, "amount": INT}])
+    >>> def change(weight, at, amount):
+    ...     columns = {"card": to_column(["a"], STRING), "amount": to_column([amount], INT)}
+    ...     one = np.array([at])
+    ...     out = pairs.apply([Delta(columns, np.array([weight]), one, one, one)])
+    ...     n, spent = out.columns["n"].tolist(), out.columns["spent"].tolist()
+    ...     return list(zip(out.weight.tolist(), out.at.tolist(), n, spent))
+    >>> change(1, 10, 5)
+    [(1, 10, 1, 5)]
+    >>> change(1, 20, 3)
+    [(1, 20, 2, 8)]
+    >>> change(-1, 10, 5)  # taken back: the row at 20 no longer sees it
+    [(-1, 10, 1, 5), (-1, 20, 2, 8), (1, 20, 1, 3)]
+    """
+
+    by: tuple[str, ...]
+    size: str | timedelta | None
+    reductions: tuple[tuple[str, Reduction], ...]
+
+    @property
+    def keys(self) -> tuple[tuple[str, ...], ...]:
+        return (self.by,)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        return {
+            "by": list(self.by),
+            "reductions": {n: {**r.definition, "size": self.microseconds(n, r)} for n, r in self.reductions},
+        }
+
+    def microseconds(self, name: str, reduction: Reduction) -> int | None:
+        """How far back a reduction looks; None when it has no bound. Raises `DefinitionError`."""
+        size = self.size if reduction.size is None else reduction.size
+        if size is None:
+            raise DefinitionError(f"window: {name} has no size; expected a duration such as '1h', or 'forever'")
+        if size == FOREVER:
+            return None
+        n = microseconds(size, f"window: the size of {name}")
+        if n == 0:
+            raise DefinitionError(f"window: the size of {name} is {size!r}: expected more than 0")
+        return n
+
+    def schema(self, inputs: Sequence[Schema]) -> Schema:
+        given = inputs[0]
+        check_keys(self.by, given, "window")
+        return new_columns(given, {n: r.type_in(given, f"window {n}") for n, r in self.reductions}, "window")
+
+    def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+        frame = relations[0]
+        given = frame.collect_schema()
+        types = {n: given[r.column] if r.column else None for n, r in self.reductions}
+        key = [pl.col(n).alias(f"_by{i}") for i, n in enumerate(self.by)]
+        values = [pl.col(r.column or AT_COLUMN).alias(f"_value{i}") for i, (_, r) in enumerate(self.reductions)]
+        seen = frame.select(*key, pl.col(AT_COLUMN).alias("_seen_at"), pl.col(POS_COLUMN).alias("_seen_pos"), *values)
+        at, seen_at = pl.col(AT_COLUMN), pl.col("_seen_at")
+        pairs = (
+            frame.select(*key, AT_COLUMN, POS_COLUMN)
+            .join(seen, on=[f"_by{i}" for i in range(len(self.by))], nulls_equal=True)
+            .filter((seen_at < at) | ((seen_at == at) & (pl.col("_seen_pos") <= pl.col(POS_COLUMN))))
+        )
+        made = []
+        for i, (n, r) in enumerate(self.reductions):
+            size = self.microseconds(n, r)
+            inside = None
+            if size is not None:
+                inside = seen_at > pl.when(at > BEGINNING + size).then(at - size).otherwise(NULL)
+            made.append(gathered(r, types[n], f"_value{i}", inside).alias(n))
+        results = (
+            pairs.group_by(AT_COLUMN, POS_COLUMN)
+            .agg(made)
+            .with_columns(finished(r, types[n], n) for n, r in self.reductions)
+        )
+        return frame.join(results, on=[AT_COLUMN, POS_COLUMN]).select(
+            *(n for n in given if n not in (AT_COLUMN, POS_COLUMN)),
+            *(n for n, _ in self.reductions),
+            AT_COLUMN,
+            POS_COLUMN,
+        )
+
+    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
+        return _Windows(self, inputs[0], self.schema(inputs), corrected)
+
+    @classmethod
+    def samples(cls) -> list[tuple[Operator, list[Schema]]]:
+        """Instances with their input schemas, for the laws."""
+        return [
+            (
+                window(
+                    by="name", size="1h", n=count(), known=count("x"), sum=total("x"), mean=mean("x"), most=maximum("x")
+                ),
+                [{"name": STRING, "x": FLOAT}],
+            ),
+            (
+                window(
+                    by=["name", "yes"],
+                    size="forever",
+                    rows=count(),
+                    low=minimum("n"),
+                    mean=mean("n"),
+                    recent=total("n", size="3us"),
+                    low_x=minimum("x", size="2h"),
+                    yes_n=total("yes", size="1h"),
+                    ever=total("x"),
+                ),
+                [{"name": STRING, "yes": BOOL, "n": INT, "x": FLOAT}],
+            ),
+        ]
+
+
+def window(*, by: str | Sequence[str], size: str | timedelta | None = None, **reductions: Reduction) -> Window:
+    """For each row, reductions over the rows of its key with `at` in (at - size, at] that do not come after it.
+
+    by: the columns of the key; a null is a key like any other. size: a duration ("30s", "1h30m", a timedelta) or
+    "forever"; a reduction may have its own, `n=count(size="7d")`, and all sizes share what is kept. The result has the
+    columns that come in and one for each reduction.
+
+    Raises `DefinitionError` for a size that is missing, 0 or no duration, for something that is not a reduction and,
+    once the columns are known, for unknown columns, wrong types and names that are taken. SQL: see `Window`.
+    """
+    made = Window(as_names(by, "window by"), size, reductions_of(reductions, "window"))
+    for n, r in made.reductions:
+        made.microseconds(n, r)
+    return made
+
+
+# The words of a row: at, pos, the number of its columns, and per channel the value, the running sum (hi, mid, lo) and
+# the number of values that are not null. The words of a key: its fields; per channel the running sum and number before
+# its first row, one more than the number of the last row at which the running sum lost bits, the least and
+# greatest of forgotten rows and of all rows; per window the number of the first row that the last row sees and, per
+# channel, of its least and its greatest.
+
+ID, VALUES, PER_VALUE = 2, 3, 5
+HI, MID, LO, N = 1, 2, 3, 4
+LOST, GONE_LEAST, GONE_MOST, LEAST, MOST = range(5, 10)
+PER_CHANNEL = 9
+ENDLESS = -1
+FAR = 2**62
+
+
+@njit(cache=True, forceinline=True)
+def _base(c):  # type: ignore[no-untyped-def]
+    """Where a channel's words of a key begin; HI, LO and N count from there as they do in a row."""
+    return FIELDS + PER_CHANNEL * c - 1
+
+
+@njit(cache=True, forceinline=True)
+def _seat(channels, w):  # type: ignore[no-untyped-def]
+    return FIELDS + PER_CHANNEL * channels + w * (1 + 2 * channels)
+
+
+@njit(cache=True, forceinline=True)
+def _below(at, size):  # type: ignore[no-untyped-def]
+    """The greatest `at` that a row does not see."""
+    return at - size if at > BEGINNING + size else NULL
+
+
+@njit(cache=True)
+def _extreme(rows, blocks, v, b, mask, sign, s, e):  # type: ignore[no-untyped-def]
+    """The line of the greatest (sign 1) or least (-1) value of lines s to e, the latest of equals."""
+    best = e
+    top = rank(rows[e, v], mask, sign)
+    i = e - 1
+    while i >= s:
+        if (i & 63) == 63 and i - 63 >= s:
+            j = blocks[i >> 6, b]
+            i -= 64
+        else:
+            j = i
+            i -= 1
+        r = rank(rows[j, v], mask, sign)
+        if r > top:
+            top = r
+            best = j
+    return best
+
+
+@njit(cache=True, forceinline=True)
+def _enter_block(rows, blocks, i, head, channels):  # type: ignore[no-untyped-def]
+    """Line i becomes the last of its block."""
+    for c in range(channels.shape[0]):
+        if channels[c, EXTREME]:
+            b, v, mask = i >> 6, VALUES + PER_VALUE * c, channels[c, MASK]
+            if i == head or (i & 63) == 0:
+                blocks[b, 2 * c] = i
+                blocks[b, 2 * c + 1] = i
+            else:
+                if rank(rows[i, v], mask, -1) >= rank(rows[blocks[b, 2 * c], v], mask, -1):
+                    blocks[b, 2 * c] = i
+                if rank(rows[i, v], mask, 1) >= rank(rows[blocks[b, 2 * c + 1], v], mask, 1):
+                    blocks[b, 2 * c + 1] = i
+
+
+@njit(cache=True, forceinline=True)
+def _run_on(rows, floats, keys, key_floats, k, i, channels):  # type: ignore[no-untyped-def]
+    """The running sums of line i, from those before it."""
+    within = i > keys[k, HEAD]
+    for c in range(channels.shape[0]):
+        v, b = VALUES + PER_VALUE * c, _base(c)
+        if channels[c, MASK]:
+            hi = floats[i - 1, v + HI] if within else key_floats[k, b + HI]
+            mid = floats[i - 1, v + MID] if within else key_floats[k, b + MID]
+            lo = floats[i - 1, v + LO] if within else key_floats[k, b + LO]
+            n = rows[i - 1, v + N] if within else keys[k, b + N]
+            x = floats[i, v]
+            if x == x:
+                hi, mid, lo, lost = add(hi, mid, lo, x)
+                n += 1
+                if lost:
+                    keys[k, b + LOST] = i - keys[k, ORIGIN] + 1
+            floats[i, v + HI] = hi
+            floats[i, v + MID] = mid
+            floats[i, v + LO] = lo
+            rows[i, v + N] = n
+        else:
+            whole = rows[i - 1, v + HI] if within else keys[k, b + HI]
+            n = rows[i - 1, v + N] if within else keys[k, b + N]
+            y = rows[i, v]
+            if y != NULL:
+                whole += y
+                n += 1
+            rows[i, v + HI] = whole
+            rows[i, v + N] = n
+
+
+@njit(cache=True)
+def _run_from(rows, keys, k, start, end, channels):  # type: ignore[no-untyped-def]
+    floats, key_floats = rows.view(np.float64), keys.view(np.float64)
+    for i in range(start, end):
+        _run_on(rows, floats, keys, key_floats, k, i, channels)
+
+
+@njit(cache=True)
+def _forget(rows, keys, k, keep, channels):  # type: ignore[no-untyped-def]
+    """Drop rows at or before `keep`; they stay in the sums, and in the extremes of all time."""
+    head, tail, origin = keys[k, HEAD], keys[k, TAIL], keys[k, ORIGIN]
+    h = head
+    while h < tail and rows[h, 0] <= keep:
+        for c in range(channels.shape[0]):
+            if channels[c, ALL]:
+                v, b, mask = VALUES + PER_VALUE * c, _base(c), channels[c, MASK]
+                if h == origin or rank(rows[h, v], mask, -1) > rank(keys[k, b + GONE_LEAST], mask, -1):
+                    keys[k, b + GONE_LEAST] = rows[h, v]
+                if h == origin or rank(rows[h, v], mask, 1) > rank(keys[k, b + GONE_MOST], mask, 1):
+                    keys[k, b + GONE_MOST] = rows[h, v]
+        h += 1
+    if h > head:
+        for c in range(channels.shape[0]):
+            v, b = VALUES + PER_VALUE * c, _base(c)
+            keys[k, b + HI] = rows[h - 1, v + HI]
+            keys[k, b + MID] = rows[h - 1, v + MID]
+            keys[k, b + LO] = rows[h - 1, v + LO]
+            keys[k, b + N] = rows[h - 1, v + N]
+        keys[k, HEAD] = h
+
+
+@njit(cache=True)
+def _moved(rows, keys, blocks, k, channels):  # type: ignore[no-untyped-def]
+    """After the rows of a key moved: mark their blocks, and start running sums again that lost bits; returns blocks."""
+    if blocks.shape[1] and blocks.shape[0] <= rows.shape[0] >> 6:
+        blocks = taller(blocks, (rows.shape[0] >> 6) + 1)
+    head, tail = keys[k, HEAD], keys[k, TAIL]
+    if blocks.shape[1] and keys[k, END] - head >= 64:
+        for i in range(head, tail):
+            _enter_block(rows, blocks, i, head, channels)
+    again = False
+    for c in range(channels.shape[0]):
+        b = _base(c)
+        if channels[c, RESTART] and keys[k, b + LOST] > 0:
+            keys[k, b + HI] = keys[k, b + MID] = keys[k, b + LO] = keys[k, b + LOST] = 0
+            again = True
+    if again:
+        _run_from(rows, keys, k, head, tail, channels)
+    return blocks
+
+
+@njit(cache=True)
+def _reseat(rows, blocks, keys, k, e, sizes, channels):  # type: ignore[no-untyped-def]
+    """Make a key ready to be asked for the results of line e, which may be its tail, and those after it."""
+    C, head, origin = channels.shape[0], keys[k, HEAD], keys[k, ORIGIN]
+    last = e if e < keys[k, TAIL] else e - 1
+    for w in range(sizes.shape[0]):
+        seat = _seat(C, w)
+        left = head
+        if sizes[w] != ENDLESS and last >= head:
+            left = first(rows, head, last, _below(rows[last, 0], sizes[w]) + 1, NULL)
+        keys[k, seat] = left - origin
+        for x in range(2 * C):
+            keys[k, seat + 1 + x] = -1
+    for c in range(C):
+        if channels[c, ALL]:
+            v, b, mask = VALUES + PER_VALUE * c, _base(c), channels[c, MASK]
+            for side in range(2):
+                sign = 2 * side - 1
+                word = keys[k, b + GONE_LEAST + side]
+                if e > head:
+                    found = rows[_extreme(rows, blocks, v, 2 * c + side, mask, sign, head, e - 1), v]
+                    if head == origin or rank(found, mask, sign) > rank(word, mask, sign):
+                        word = found
+                keys[k, b + LEAST + side] = word
+
+
+@njit(cache=True, forceinline=True)
+def _results(rows, floats, keys, key_floats, blocks, k, e, sizes, what, channels, out, out_floats, o):  # type: ignore[no-untyped-def]
+    """The results of line e into out[o]; the line before it was the last one this was done for, or see `_reseat`."""
+    C, head, origin = channels.shape[0], keys[k, HEAD], keys[k, ORIGIN]
+    for c in range(C):
+        if channels[c, ALL]:
+            v, b, mask = VALUES + PER_VALUE * c, _base(c), channels[c, MASK]
+            word = rows[e, v]
+            if e == origin or rank(word, mask, -1) > rank(keys[k, b + LEAST], mask, -1):
+                keys[k, b + LEAST] = word
+            if e == origin or rank(word, mask, 1) > rank(keys[k, b + MOST], mask, 1):
+                keys[k, b + MOST] = word
+    w, c, s, seat, n, v, b = -1, -1, head, 0, 0, 0, 0
+    endless, summed = False, False
+    x = 0.0
+    for r in range(what.shape[0]):
+        kind, place = what[r, KIND], what[r, PLACE]
+        if what[r, WINDOW] != w:
+            w, c = what[r, WINDOW], -1
+            seat = _seat(C, w)
+            endless = sizes[w] == ENDLESS
+            s = head
+            if not endless:
+                s = max(keys[k, seat] + origin, head)
+                below = _below(rows[e, 0], sizes[w])
+                while rows[s, 0] <= below:
+                    s += 1
+                keys[k, seat] = s - origin
+        if kind == ROWS:
+            out[o, place] = e - (origin if endless else s) + 1
+            continue
+        if what[r, CHANNEL] != c:
+            c = what[r, CHANNEL]
+            v, b, summed = VALUES + PER_VALUE * c, _base(c), False
+            n = rows[e, v + N]
+            if not endless:
+                n -= rows[s - 1, v + N] if s > head else keys[k, b + N]
+        if kind == COUNT:
+            out[o, place] = n
+        elif kind in (MINIMUM, MAXIMUM):
+            side = 0 if kind == MINIMUM else 1
+            if endless:
+                out[o, place] = keys[k, b + LEAST + side]
+            else:
+                sign, mask, here = 2 * side - 1, channels[c, MASK], seat + 1 + 2 * c + side
+                best = keys[k, here] + origin
+                if best < s:
+                    best = _extreme(rows, blocks, v, 2 * c + side, mask, sign, s, e)
+                    keys[k, here] = best - origin
+                elif rank(rows[e, v], mask, sign) >= rank(rows[best, v], mask, sign):
+                    best = e
+                    keys[k, here] = e - origin
+                out[o, place] = rows[best, v]
+        elif channels[c, MASK] == 0:
+            whole = rows[e, v + HI]
+            if not endless:
+                whole -= rows[s - 1, v + HI] if s > head else keys[k, b + HI]
+            out[o, place] = whole if n > 0 else NULL
+        else:
+            if not summed:
+                summed = True
+                hi, mid, lo = floats[e, v + HI], floats[e, v + MID], floats[e, v + LO]
+                if endless:
+                    x = rounded(hi, mid, lo)
+                elif keys[k, b + LOST] > s - origin:
+                    x = exact_sum(floats, v, s, e + 1, 0.0, 0.0, 0.0)
+                elif s > head:
+                    x = minus(hi, mid, lo, floats[s - 1, v + HI], floats[s - 1, v + MID], floats[s - 1, v + LO])
+                else:
+                    x = minus(hi, mid, lo, key_floats[k, b + HI], key_floats[k, b + MID], key_floats[k, b + LO])
+            y = x / n if kind == MEAN and n > 0 else x
+            if n > 0 and y == y:
+                out_floats[o, place] = y
+            else:
+                out[o, place] = FLOAT_NULL
+
+
+@njit(cache=True)
+def _results_from(rows, keys, blocks, k, start, n, sizes, what, channels, out):  # type: ignore[no-untyped-def]
+    """The results of n lines from `start` on into out[:n], from nothing but the rows."""
+    if n:
+        floats, key_floats, out_floats = rows.view(np.float64), keys.view(np.float64), out.view(np.float64)
+        _reseat(rows, blocks, keys, k, start, sizes, channels)
+        for i in range(n):
+            _results(
+                rows, floats, keys, key_floats, blocks, k, start + i, sizes, what, channels, out, out_floats, i
+            )  # fmt: skip
+
+
+@njit(cache=True)
+def _plan(keys, slot, at, pos, weight, stamp, slow):  # type: ignore[no-untyped-def]
+    """Mark keys that get a row which is not an insert behind their last one; returns how many rows those keys get."""
+    some = False
+    for i in range(slot.shape[0]):
+        k = slot[i]
+        mark = keys[k, MARK]
+        if mark == stamp:
+            continue
+        after = mark == 0 or at[i] > keys[k, AT] or (at[i] == keys[k, AT] and pos[i] > keys[k, POS])
+        if weight[i] > 0 and after:
+            keys[k, AT] = at[i]
+            keys[k, POS] = pos[i]
+            if mark == 0:
+                keys[k, MARK] = 1
+        else:
+            keys[k, MARK] = stamp
+            some = True
+    n = 0
+    if some:
+        for i in range(slot.shape[0]):
+            if keys[slot[i], MARK] == stamp:
+                slow[n] = i
+                n += 1
+    return n
+
+
+@njit(cache=True)
+def _append(rows, keys, blocks, free, slot, at, pos, ids, words, sizes, what, channels, keep, stamp, out, source):  # type: ignore[no-untyped-def]
+    """Rows that come in order, except those of marked keys; returns lines, blocks and how many results there are."""
+    floats, key_floats, out_floats = rows.view(np.float64), keys.view(np.float64), out.view(np.float64)
+    C, o = channels.shape[0], 0
+    blocked = blocks.shape[1] > 0
+    for i in range(slot.shape[0]):
+        k = slot[i]
+        if keys[k, MARK] == stamp:
+            continue
+        if keys[k, TAIL] == keys[k, END]:
+            _forget(rows, keys, k, keep, channels)
+            rows = make_room(rows, keys, free, k, 1)
+            blocks = _moved(rows, keys, blocks, k, channels)
+            floats = rows.view(np.float64)
+        e = keys[k, TAIL]
+        rows[e, 0], rows[e, 1], rows[e, ID] = at[i], pos[i], ids[i]
+        for c in range(C):
+            rows[e, VALUES + PER_VALUE * c] = words[i, c]
+        _run_on(rows, floats, keys, key_floats, k, e, channels)
+        keys[k, TAIL] = e + 1
+        if blocked and keys[k, END] - keys[k, HEAD] >= 64:
+            _enter_block(rows, blocks, e, keys[k, HEAD], channels)
+        _results(rows, floats, keys, key_floats, blocks, k, e, sizes, what, channels, out, out_floats, o)
+        source[o] = i
+        o += 1
+    return rows, blocks, o
+
+
+@njit(cache=True)
+def _differ(a, i, b, j):  # type: ignore[no-untyped-def]
+    w = 0
+    while w < a.shape[1] and a[i, w] == b[j, w]:
+        w += 1
+    return w < a.shape[1]
+
+
+SOURCE, WHOSE, WEIGHT, SEQ = range(4)
+"""Of an output: the row of the delta, or -1; the number of its columns otherwise; weight; seq."""
+
+
+@njit(cache=True)
+def _emit(out, about, o, results, i, source, whose, weight, seq):  # type: ignore[no-untyped-def]
+    out, about = taller(out, o + 1), taller(about, o + 1)
+    for w in range(out.shape[1]):
+        out[o, w] = results[i, w]
+    about[o, SOURCE], about[o, WHOSE], about[o, WEIGHT], about[o, SEQ] = source, whose, weight, seq
+    return out, about, o + 1
+
+
+@njit(cache=True)
+def _rewrite(
+    rows, keys, blocks, free, slot, at, pos, ids, words, weight, seq, order, sizes, what, channels, keep, reach, out, o
+):  # type: ignore[no-untyped-def]
+    """Rows that come late, leave or change: `order`, sorted by key, at, pos and weight.
+
+    reach: the largest size, or ENDLESS. Returns lines, blocks, results, what each is about, how many there are, the
+    numbers of columns nobody needs any more, the slots of which nothing is left, and a row of the delta that takes
+    back what is not there, or -1.
+    """
+    R, C, width = what.shape[0], channels.shape[0], rows.shape[1]
+    about = np.empty((out.shape[0], 4), np.int64)
+    old, new = np.empty((16, R), np.int64), np.empty((16, R), np.int64)
+    stash, origin_of = np.empty((16, width), np.int64), np.empty((16, 2), np.int64)
+    gone, gone_n = np.empty(order.shape[0], np.int64), 0
+    cleared, cleared_n = np.empty(order.shape[0], np.int64), 0
+    missing = -1
+    none, off, on = np.int64(0), np.int64(-1), np.int64(1)  # literals would be compiled one by one
+    g = 0
+    while g < order.shape[0]:
+        f, z = order[g], g
+        k = slot[f]
+        while z < order.shape[0] and slot[order[z]] == k:
+            z += 1
+        last = order[z - 1]
+        if keys[k, END] - keys[k, TAIL] < z - g:
+            _forget(rows, keys, k, keep, channels)
+            rows = make_room(rows, keys, free, k, z - g)
+            blocks = _moved(rows, keys, blocks, k, channels)
+        head, tail = keys[k, HEAD], keys[k, TAIL]
+        j = first(rows, head, tail, at[f], pos[f])
+        m = tail - j
+        # Rows from `stop` on lie out of reach of every change.
+        stop = tail
+        if reach != ENDLESS and at[last] < FAR - reach:
+            stop = first(rows, j, tail, at[last] + reach, NULL)
+        seen = stop - j
+        old = taller(old, seen)
+        _results_from(rows, keys, blocks, k, j, seen, sizes, what, channels, old)
+        stash, origin_of = taller(stash, m), taller(origin_of, m + z - g)
+        for i in range(m):
+            for w in range(width):
+                stash[i, w] = rows[j + i, w]
+        # Merge: old rows as they are, less those taken back, and new ones among them.
+        x, u, latest = 0, j, seq[f]
+        while g < z or x < m:
+            if g < z and (
+                x == m or at[order[g]] < stash[x, 0] or (at[order[g]] == stash[x, 0] and pos[order[g]] <= stash[x, 1])
+            ):
+                i = order[g]
+                leave, enter = -1, -1
+                while g < z and at[order[g]] == at[i] and pos[order[g]] == pos[i]:
+                    if weight[order[g]] < 0:
+                        leave = order[g]
+                    else:
+                        enter = order[g]
+                    latest = seq[order[g]]
+                    g += 1
+                there = x < m and stash[x, 0] == at[i] and stash[x, 1] == pos[i]
+                if leave >= 0 and there:
+                    out, about, o = _emit(out, about, o, old, x, leave, none, off, seq[leave])
+                    gone[gone_n] = stash[x, ID]
+                    gone_n += 1
+                    x += 1
+                elif leave >= 0 and enter >= 0:
+                    gone[gone_n] = ids[enter]
+                    gone_n += 1
+                    enter = -1
+                elif leave >= 0 or there:
+                    missing = i
+                    enter = -1
+                if enter >= 0:
+                    rows[u, 0], rows[u, 1], rows[u, ID] = at[enter], pos[enter], ids[enter]
+                    for c in range(C):
+                        rows[u, VALUES + PER_VALUE * c] = words[enter, c]
+                    origin_of[u - j, 0], origin_of[u - j, 1] = -1 - enter, seq[enter]
+                    u += 1
+            else:
+                for w in range(width):
+                    rows[u, w] = stash[x, w]
+                origin_of[u - j, 0], origin_of[u - j, 1] = x, latest
+                x += 1
+                u += 1
+        keys[k, TAIL] = tail = u
+        origin = keys[k, ORIGIN]
+        if tail == head and (head == origin or reach != ENDLESS):
+            erase(rows, keys, free, k)
+            cleared[cleared_n] = k
+            cleared_n += 1
+            continue
+        keys[k, MARK] = 1 if tail > head else 0
+        if tail > head:
+            keys[k, AT], keys[k, POS] = rows[tail - 1, 0], rows[tail - 1, 1]
+        for c in range(C):
+            b = _base(c)
+            keys[k, b + LOST] = min(keys[k, b + LOST], j - origin)
+        _run_from(rows, keys, k, j, tail, channels)
+        if blocks.shape[1] and keys[k, END] - head >= 64:
+            for i in range(max(head, j & ~63), tail):
+                _enter_block(rows, blocks, i, head, channels)
+        stop = tail
+        if reach != ENDLESS and at[last] < FAR - reach:
+            stop = first(rows, j, tail, at[last] + reach, NULL)
+        seen = stop - j
+        new = taller(new, seen)
+        _results_from(rows, keys, blocks, k, j, seen, sizes, what, channels, new)
+        if stop < tail or not seen:
+            _reseat(rows, blocks, keys, k, tail, sizes, channels)
+        for i in range(seen):
+            x, known = origin_of[i, 0], origin_of[i, 1]
+            if x < 0:
+                out, about, o = _emit(out, about, o, new, i, -1 - x, none, on, known)
+            elif _differ(old, x, new, i):
+                out, about, o = _emit(out, about, o, old, x, off, stash[x, ID], off, known)
+                out, about, o = _emit(out, about, o, new, i, off, stash[x, ID], on, known)
+    return rows, blocks, out, about, o, gone[:gone_n], cleared[:cleared_n], missing
+
+
+@njit(cache=True)
+def _sweep(rows, keys, blocks, free, hand, n, keep, endless, channels):  # type: ignore[no-untyped-def]
+    """Let n keys from slot `hand` on forget; returns lines, blocks and the slots of which nothing is left."""
+    cleared, found = np.empty(n, np.int64), 0
+    for k in range(hand, hand + n):
+        if keys[k, TAIL] == keys[k, HEAD] and (endless or keys[k, TAIL] == keys[k, ORIGIN]):
+            continue
+        _forget(rows, keys, k, keep, channels)
+        if keys[k, TAIL] == keys[k, HEAD] and not endless:
+            erase(rows, keys, free, k)
+            cleared[found] = k
+            found += 1
+        else:
+            rows, moved = tidy(rows, keys, free, k)
+            if moved:
+                blocks = _moved(rows, keys, blocks, k, channels)
+    return rows, blocks, cleared[:found]
+
+
+class _Windows(Keyed):
+    def __init__(self, operator: Window, schema: Schema, out: Schema, corrected: bool) -> None:
+        super().__init__(operator.keys, out)
+        sizes = [operator.microseconds(n, r) for n, r in operator.reductions]
+        distinct = sorted(set(sizes), key=lambda s: (s is None, s or 0))
+        self.plan = Plan(operator.reductions, schema, [distinct.index(s) for s in sizes], [s is None for s in distinct])
+        self.sizes = np.array([ENDLESS if s is None else s for s in distinct], np.int64)
+        self.endless = None in distinct
+        self.longest = max([s for s in distinct if s is not None], default=1)
+        self.reach = ENDLESS if self.endless else self.longest
+        channels, windows = len(self.plan.channels), len(distinct)
+        self.segments = Segments(
+            FIELDS + PER_CHANNEL * channels + windows * (1 + 2 * channels), VALUES + PER_VALUE * channels
+        )
+        self.blocks = np.zeros((0, 2 * channels if self.plan.channels[:, EXTREME].any() else 0), np.int64)
+        self.payload = Rows(schema) if corrected else None
+        self.payload_asked = 0
+        self.stamp = 1
+        self.hand = 0
+        self.cleared: list[Ints] = []
+
+    def reserve(self, slots: int) -> None:
+        self.segments.reserve(slots)
+
+    def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
+        held = len(self.slots)
+        out = super().apply(deltas, horizon)
+        self._forget(len(deltas[0]), len(self.slots) - held, horizon)
+        return out
+
+    def step(self, deltas: Sequence[Delta], slots: Sequence[Ints], horizon: int) -> Delta:
+        delta, slot = deltas[0], slots[0]
+        n, s, plan = len(delta), self.segments, self.plan
+        words = plan.words(delta.columns, n)
+        keep = self._keep(horizon)
+        self.stamp += 1
+        slow = np.empty(n, np.int64)
+        behind = _plan(s.keys, slot, delta.at, delta.pos, delta.weight, self.stamp, slow)
+        ids = self._kept(delta, behind)
+        results = np.empty((n, len(plan.what)), np.int64)
+        source = np.empty(n, np.int64)
+        s.rows, self.blocks, o = _append(
+            s.rows, s.keys, self.blocks, s.free, slot, delta.at, delta.pos, ids, words,
+            self.sizes, plan.what, plan.channels, keep, self.stamp, results, source,
+        )  # fmt: skip
+        if not behind:
+            return delta.with_columns({**delta.columns, **plan.columns(results)})
+        return self._corrections(delta, slot, words, ids, slow[:behind], keep, results, source, o)
+
+    def _corrections(
+        self,
+        delta: Delta,
+        slot: Ints,
+        words: Ints,
+        ids: Ints,
+        slow: Ints,
+        keep: int,
+        results: Ints,
+        source: Ints,
+        fast: int,
+    ) -> Delta:
+        s, plan = self.segments, self.plan
+        order = slow[lexsort(slot[slow], delta.at[slow], delta.pos[slow], delta.weight[slow])]
+        s.rows, self.blocks, results, about, o, gone, cleared, missing = _rewrite(
+            s.rows, s.keys, self.blocks, s.free, slot, delta.at, delta.pos, ids, words, delta.weight, delta.seq,
+            order, self.sizes, plan.what, plan.channels, keep, self.reach, results, fast,
+        )  # fmt: skip
+        if missing >= 0:
+            raise ValueError(
+                f"window: a change of weight {delta.weight[missing]} at {delta.at[missing]}, position "
+                f"{delta.pos[missing]} does not fit; expected to insert a row that is not there, or to take back one "
+                "that is and is not older than the horizon"
+            )
+        self.cleared.append(cleared)
+        about[:fast, SOURCE] = source[:fast]
+        about[:fast, WEIGHT] = 1
+        about[:fast, SEQ] = delta.seq[source[:fast]]
+        sequence = lexsort(about[:o, SEQ], about[:o, WEIGHT])  # a row may have left one key and entered another
+        about, results = about[sequence], results[sequence]
+        out = delta.take(np.maximum(about[:, SOURCE], 0))
+        out.weight, out.seq = about[:, WEIGHT].copy(), about[:, SEQ].copy()
+        again = np.flatnonzero(about[:, SOURCE] < 0)
+        assert self.payload is not None
+        if len(again):
+            kept = self.payload.take(about[again, WHOSE], out.weight[again], out.seq[again])
+            out.at[again], out.pos[again] = kept.at, kept.pos
+            for name, column in kept.columns.items():
+                out.columns[name][again] = column
+        self.payload.remove(gone)
+        return out.with_columns({**out.columns, **plan.columns(results)})
+
+    def _keep(self, horizon: int) -> int:
+        """Rows at or before this cannot be seen, corrected or taken back any more."""
+        return horizon - self.longest if horizon > BEGINNING + self.longest else NULL
+
+    def _kept(self, delta: Delta, behind: int) -> Ints:
+        """Keep the columns of the rows that are inserted; returns their numbers."""
+        if self.payload is None:
+            if behind:
+                raise ValueError(
+                    "window: a row came late or was taken back although none was to be (corrected=False); "
+                    "start it with corrected=True"
+                )
+            return delta.pos
+        inserts = delta.weight > 0
+        if not behind or inserts.all():
+            return self.payload.add(delta)
+        ids = np.full(len(delta), -1, np.int64)
+        ids[inserts] = self.payload.add(delta.take(inserts))
+        return ids
+
+    def _forget(self, n: int, new: int, horizon: int) -> None:
+        s, keep = self.segments, self._keep(horizon)
+        if self.payload is not None:
+            self.payload_asked += n  # looking through the rows kept takes time: not in every call
+            if 4 * self.payload_asked >= len(self.payload):
+                self.payload.expire(horizon)
+                self.payload_asked = 0
+        if keep > NULL and (capacity := self.slots.capacity):
+            if self.hand >= capacity:
+                self.hand = 0
+            some = min(n // 4 + 2 * new + 1, capacity - self.hand)  # faster than keys come: memory stays flat
+            s.rows, self.blocks, cleared = _sweep(
+                s.rows, s.keys, self.blocks, s.free, self.hand, some, keep, self.endless, self.plan.channels
+            )
+            self.hand += some
+            self.cleared.append(cleared)
+        if self.cleared:
+            slots = np.unique(np.concatenate(self.cleared))
+            self.slots.release(slots[s.keys[slots, TAIL] == s.keys[slots, ORIGIN]].tolist())
+            self.cleared = []
+
+    def arrays(self) -> dict[str, Any]:
+        return {
+            "segments": self.segments.snapshot(self.slots.capacity),
+            "blocks": self.blocks.copy(),
+            "payload": None if self.payload is None else self.payload.snapshot(),
+            "numbers": (self.payload_asked, self.stamp, self.hand),
+        }
+
+    def load(self, arrays: dict[str, Any]) -> None:
+        self.segments.restore(arrays["segments"])
+        self.blocks = arrays["blocks"]
+        if self.payload is not None:
+            self.payload.restore(arrays["payload"])
+        self.payload_asked, self.stamp, self.hand = arrays["numbers"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        held = self.segments.nbytes + nbytes([self.blocks]) + self.slots.nbytes
+        return len(self.slots), held + (self.payload.nbytes if self.payload is not None else 0)

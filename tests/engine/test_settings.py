@@ -1,0 +1,48 @@
+"""Settings: defaults, the file, the command line, and what is said of mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.settings import Settings, SettingsError, load
+
+
+def test_defaults_without_a_file(tmp_path: Path) -> None:
+    assert load(tmp_path, {}) == Settings()
+
+
+def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
+    (tmp_path / "freshet.toml").write_text(
+        'shards = 3\nepoch = "1s"\n[sources.a]\npath = "a.jsonl"\nformat = "debezium"\n'
+    )
+    got = load(tmp_path, {"epoch": "5s", "workers": None}, ["a=b.jsonl", "c=c.jsonl,changes"])
+    assert (got.shards, got.epoch, got.workers) == (3, "5s", 1)
+    assert (got.sources["a"].path, got.sources["a"].format) == ("b.jsonl", "debezium")
+    assert (got.sources["c"].path, got.sources["c"].format) == ("c.jsonl", "changes")
+
+
+def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
+    (tmp_path / "freshet.toml").write_text('[sources.a]\npath = ["x/*.jsonl", "y.jsonl"]\n')
+    assert load(tmp_path, {}).sources["a"].path == [str(tmp_path / "x/*.jsonl"), str(tmp_path / "y.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("text", "binds", "said"),
+    [
+        ("shards = ", [], "is not valid TOML"),
+        ("shard = 2", [], "unknown field `shard`"),
+        ('shards = "two"', [], "expected `int`, got `str` - at `$.shards`"),
+        ('[sources.a]\npath = "a"\nformat = "csv"', [], "invalid enum value 'csv' - at `$.sources[...].format`"),
+        ("shards = 0", [], "shards is 0; expected 1 or more"),
+        ("", ["a"], "--bind is 'a'; expected name=path"),
+        ("", ["a=b,csv"], "the format is 'csv'; expected 'rows', 'changes' or 'debezium'"),
+        ("", ["a=kafka://x/y"], "only files can be bound in this version"),
+    ],
+)
+def test_mistakes(text: str, binds: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "freshet.toml").write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, {}, binds)
+    assert said in str(caught.value)

@@ -1,0 +1,69 @@
+"""Runs of the cards pipeline for the tests of the flow: in this process, or as the command in one of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from engine.cli import load_pipeline
+from engine.flow import Run
+from engine.pipeline import Pipeline
+from engine.publish import outputs
+from engine.recovery import claim
+from engine.settings import load
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def project(folder: Path) -> Path:
+    """A copy of the cards pipeline in a folder of its own, with settings that find its data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(HERE / "cards" / "pipeline.py", folder / "pipeline.py")
+    (folder / "freshet.toml").write_text(
+        'epoch = "50ms"\nbatch_rows = 50\nport = 0\n'
+        '[sources.payments]\npath = "data/payments.jsonl"\n'
+        '[sources.chargebacks]\npath = "data/chargebacks.jsonl"\nformat = "changes"\n'
+        '[sources.shops]\npath = "data/shops.jsonl"\nformat = "debezium"\n'
+    )
+    return folder
+
+
+def cards(folder: Path) -> Pipeline:
+    """The pipeline declared in the folder."""
+    return load_pipeline(folder)[0]
+
+
+def run_here(p: Pipeline, folder: Path, out: Path, state: Path, **given: object) -> Run:
+    """One run to the end, in this process."""
+    settings = load(folder, given)
+    held = claim(state, p.name, p.definition(), settings.shards, out, outputs(p))
+    try:
+        run = Run(p, settings, out, held.recovery)
+        run.run()
+        return run
+    finally:
+        held.release()
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "engine", *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def freshet(*args: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command, run to its end."""
+    return subprocess.run(
+        command(*args), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def written(out: Path) -> dict[str, bytes]:
+    """The output files by name."""
+    return {f.name: f.read_bytes() for f in sorted(out.glob("*.jsonl"))}
