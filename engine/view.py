@@ -26,6 +26,7 @@ class Part:
     """What one shard gets of a batch, and later gives back. One part of each batch carries the batch itself."""
 
     number: int
+    shard: int
     parts: int
     deltas: dict[str, Delta]
     horizon: dict[str, int]
@@ -44,14 +45,14 @@ class Split:
         """The parts of the batch with their shards: one for each shard that has rows, and at least one."""
         if self.shards == 1 or not self.stage.split:
             inputs = {n: batch.deltas[n] for n in self._inputs()}
-            return [(0, Part(batch.number, 1, inputs, batch.horizon, batch))]
+            return [(0, Part(batch.number, 0, 1, inputs, batch.horizon, batch))]
         pieces: dict[int, dict[str, Delta]] = {}
         for name, key in self.stage.split.items():
             for s, piece in self._cut(batch.deltas[name], key):
                 pieces.setdefault(s, {})[name] = piece
         pieces = pieces or {0: {}}
         return [
-            (s, Part(batch.number, len(pieces), mine, batch.horizon, None if i else batch))
+            (s, Part(batch.number, s, len(pieces), mine, batch.horizon, None if i else batch))
             for i, (s, mine) in enumerate(sorted(pieces.items()))
         ]
 
@@ -105,7 +106,9 @@ class Shard:
         return {name: found[name] for name in self.stage.gives}
 
     def __call__(self, part: Part) -> Part:
-        return Part(part.number, part.parts, self.apply(part.deltas, part.horizon), part.horizon, part.batch)
+        return Part(
+            part.number, part.shard, part.parts, self.apply(part.deltas, part.horizon), part.horizon, part.batch
+        )
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """For each node (keys held, bytes held)."""
@@ -137,6 +140,7 @@ class Gather:
         return whole
 
     def _together(self, parts: Sequence[Part]) -> Batch:
+        parts = sorted(parts, key=lambda p: p.shard)
         batch = next(p.batch for p in parts if p.batch is not None)
         for name in self.stage.gives:
             batch.deltas[name] = in_order(concat([p.deltas[name] for p in parts]))

@@ -43,9 +43,10 @@ __all__ = [
 def catalogue() -> list[type[Operator]]:
     """All operators, found in the modules of this package: whatever is defined here is under the laws."""
     modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
-    return [
-        c
+    made_here = [
+        value
         for m in sorted(modules, key=lambda m: m.__name__)
-        for c in vars(m).values()
-        if inspect.isclass(c) and issubclass(c, Operator) and c.__module__ == m.__name__ and not inspect.isabstract(c)
+        for value in vars(m).values()
+        if getattr(value, "__module__", None) == m.__name__ and inspect.isclass(value)
     ]
+    return [c for c in made_here if issubclass(c, Operator) and not inspect.isabstract(c)]

@@ -434,9 +434,10 @@ def _change(rows, keys, free, slot, at, pos, words, weight, seq, what, channels,
 
 
 @njit(cache=True)
-def _sweep(rows, keys, free, hand, n, horizon, channels):  # type: ignore[no-untyped-def]
-    """Let n keys from slot `hand` on fold their old rows; returns lines."""
-    for k in range(hand, hand + n):
+def _sweep(rows, keys, free, slots, hand, n, horizon, channels):  # type: ignore[no-untyped-def]
+    """Let n keys of all slots, from `hand` on, fold their old rows; returns lines."""
+    for i in range(hand, hand + n):
+        k = i if i < slots else i - slots
         if keys[k, END]:
             _fold(rows, keys, k, horizon, channels)
             rows, _ = tidy(rows, keys, free, k)
@@ -494,12 +495,10 @@ class _Aggregated(Keyed):
 
     def _sweep(self, n: int, horizon: int) -> None:
         if self.stored and (capacity := self.slots.capacity):
-            if self.hand >= capacity:
-                self.hand = 0
-            some = min(n + 1, capacity - self.hand)
+            some = min(n + 1, capacity)
             s = self.segments
-            s.rows = _sweep(s.rows, s.keys, s.free, self.hand, some, horizon, self.plan.channels)
-            self.hand += some
+            s.rows = _sweep(s.rows, s.keys, s.free, capacity, self.hand, some, horizon, self.plan.channels)
+            self.hand = (self.hand + some) % capacity
 
     def arrays(self) -> dict[str, Any]:
         return {"segments": self.segments.snapshot(self.slots.capacity), "numbers": (self.stamp, self.hand)}

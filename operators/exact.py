@@ -1,10 +1,11 @@
 """Sums of floats that do not drift: rounded once, as if by exact arithmetic.
 
-A running sum is three floats (hi, mid, lo) of falling size whose exact sum it is; hi + mid + lo, rounded once by `rounded`, is
-its value. That holds 159 bits, so adding ordinary data loses nothing (lo stays 0 as long as 106 bits suffice): the sum of a
-range of rows is the difference of two running sums, and it depends on the rows only, never on what came and went before.
-`add` tells when bits were lost (values that span more than 159 bits, such as 1e300 and 0.1, or an infinity); a range with
-such a row is summed by `exact_sum`, row by row. Both give the correctly rounded sum, so it does not show which was used.
+A running sum is three floats (hi, mid, lo) of falling size; hi + mid + lo, rounded once by `rounded`, is its value.
+That holds 159 bits, so adding ordinary data loses nothing (lo stays 0 as long as 106 bits suffice): the sum of a range
+of rows is the difference of two running sums, and depends on the rows only, never on what came and went before. `add`
+tells when bits were lost (values that span more than 159 bits, such as 1e300 and 0.1, or an infinity); a range with
+such a row is summed by `exact_sum`, row by row. Both give the correctly rounded sum, so it does not show which was
+used.
 
 Only where a sum comes near the greatest float (above 2**1000) or an infinity is among the values is the result that of
 plain additions in the order of the rows.

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from datetime import datetime, timezone
 from typing import Any, NoReturn
@@ -75,6 +75,21 @@ of the columns of one row; use op.aggregate, or op.window for the rows before
         if roots:
             _probe(name, expr.alias(name), {c: schema[c] for c in roots}, kept)
     return kept
+
+
+def evaluate(frame: pl.DataFrame, made: Iterable[pl.Expr]) -> pl.DataFrame:
+    """The frame with the columns of the expressions.
+
+    A row gives the same whether it comes alone or among others: Polars divides a frame of one row by a constant, and
+    multiplies longer ones by its reciprocal, so a row is never evaluated alone.
+
+    >>> evaluate(pl.DataFrame({"x": [5.0]}), [(pl.col("x") / 3).alias("y")]).height
+    1
+    """
+    if len(frame) == 1:
+        twice = pl.DataFrame([pl.Series(s.name, s.to_list() * 2, s.dtype) for s in frame])  # Polars keeps one as a scalar
+        return twice.with_columns_seq(made).head(1)
+    return frame.with_columns_seq(made)
 
 
 def columns(expr: pl.Expr) -> list[str]:

@@ -34,7 +34,8 @@ class JoinAsof(Operator):
     >>> flight, weather = {"origin": STRING}, {"origin": STRING, "wind": INT}
     >>> def row(at, **cells):
     ...     one = np.array([1])
-    ...     return Delta({n: to_column([v], STRING if n == "origin" else INT) for n, v in cells.items()}, one, one * at, one, one * at)
+    ...     columns = {n: to_column([v], weather[n]) for n, v in cells.items()}
+    ...     return Delta(columns, one, one * at, one, one * at)
     >>> kept = join_asof(Named("weather", weather), on="origin").start([flight, weather])
     >>> kept.apply([row(20, origin="JFK"), row(10, origin="JFK", wind=5)]).columns["wind"].tolist()
     [5]

@@ -201,7 +201,9 @@ def _forget(  # type: ignore[no-untyped-def]
 
     Right rows, backward: those before the last one before the horizon, and those out of reach of it; forward: those
     before the horizon. Left rows, backward: those that right rows have `passed`; forward: those out of reach of the
-    horizon, and those whose answer is before it. Returns the slabs, the right rows and the left numbers forgotten, and the slots now empty.
+    horizon, and those whose answer is before it.
+
+    Returns the slabs, the right rows and the left numbers forgotten, and the slots now empty.
     """
     rows, n = np.empty(16, np.int64), 0
     numbers, m = np.empty(16, np.int64), 0
@@ -225,7 +227,9 @@ def _forget(  # type: ignore[no-untyped-def]
         r_runs[s, 2] = head
         r_slab = tidy(r_slab, r_runs, r_free, s)
         head, tail = runs[s, 2], runs[s, 3]
-        while head < tail and (slab[head, 0] < (floor if forward else passed) or (forward and slab[head, 0] <= answered)):
+        while head < tail and (
+            slab[head, 0] < (floor if forward else passed) or (forward and slab[head, 0] <= answered)
+        ):
             numbers = appended(numbers, m, slab[head, 2])
             m += 1
             head += 1
@@ -241,8 +245,8 @@ def _forget(  # type: ignore[no-untyped-def]
 class Meeting(Keyed):
     """Left rows with the right row each of them meets.
 
-    forward: the first right row at or after the left one, instead of the last at or before it. reach: how far away it
-    may be in microseconds, -1 for any distance. Forward, left rows that meet none are left out; backward they have nulls.
+    forward: the first right row at or after the left one instead of the last at or before it, and left rows that meet
+    none are left out instead of having nulls. reach: how far away it may be in microseconds, -1 for any distance.
     hidden: a Boolean column of the right input; a right row for which it is true is met, but as if there were none.
     corrected=False: the right input is in order, so left rows are kept only until it has passed them.
     """
@@ -316,7 +320,9 @@ class Meeting(Keyed):
         if not len(right):
             return row, np.zeros(0, np.int8)
         self.passed = max(self.passed, int(right.at.max()))
-        hidden = np.zeros(len(right), np.int8) if self.hidden is None else (right.columns[self.hidden] == 1).astype(np.int8)
+        hidden = (
+            np.zeros(len(right), np.int8) if self.hidden is None else (right.columns[self.hidden] == 1).astype(np.int8)
+        )
         there = (right.weight > 0) & (slot >= 0)
         columns: Columns = {new: right.columns[old] for new, old in self.chosen}
         if there.all():

@@ -31,7 +31,7 @@ from operators.delta import (
     to_array,
     to_series,
 )
-from operators.expression import ExpressionError, check, columns, fingerprint
+from operators.expression import ExpressionError, check, columns, evaluate, fingerprint
 from operators.operator import DefinitionError, Maintained, Operator, known
 from operators.state import lexsort
 
@@ -84,7 +84,7 @@ class Project(Operator):
         given = {n: t for n, t in relations[0].collect_schema().items() if n not in (AT, POS)}
         out = self.schema([given])
         made = _typed(self.columns, out)
-        return relations[0].select([*(made.get(n, pl.col(n)) for n in out), AT, POS])
+        return evaluate(relations[0].collect(), made.values()).lazy().select(*out, AT, POS)
 
     def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
         return _Projected(self.columns, inputs[0], self.schema(inputs))
@@ -96,7 +96,7 @@ class Project(Operator):
         return [
             (project("name", twice=pl.col("n") * 2), [given]),
             (
-                project(n=pl.col("n").abs(), hour=pl.col("when").dt.hour(), half=pl.col("x") / 2, both=pl.col("n") > 0),
+                project(n=pl.col("n").abs(), hour=pl.col("when").dt.hour(), third=pl.col("x") / 3, both=pl.col("n") > 0),
                 [given],
             ),
             (project("yes"), [given]),
@@ -122,7 +122,7 @@ class _Projected(Maintained):
         found = dict(delta.columns)
         if self.made:
             rows = [to_series(n, delta.columns[n], t) for n, t in self.needed.items()] or [pl.Series(POS, delta.pos)]
-            frame = pl.DataFrame(rows).with_columns_seq(self.made.values())
+            frame = evaluate(pl.DataFrame(rows), self.made.values())
             found.update((n, to_array(frame[n])) for n in self.made)
         out = delta.with_columns({n: found[n] for n in self.out})
         return _without_idle(out) if self.drops and (out.weight < 0).any() else out

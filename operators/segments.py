@@ -26,7 +26,8 @@ HEAD, TAIL, END, AT, POS, MARK, ORIGIN, START, FIELDS = range(9)
 """Words of a key: its first line, the line after its last, the end of its segment, at and pos of its last row, a mark
 that is 0 when there is no last row, the line where its row number 0 would be, the start of its segment."""
 
-_TOP = 63
+TOP = 63
+"""Where in the free list the end of all segments is."""
 
 
 @njit(cache=True)
@@ -93,10 +94,10 @@ def _move(rows, keys, free, slot, size):  # type: ignore[no-untyped-def]
             free[k] = rows[to, 0]
         else:
             align = min(size, 64)
-            to = (free[_TOP] + align - 1) & ~(align - 1)
+            to = (free[TOP] + align - 1) & ~(align - 1)
             if to + size > rows.shape[0]:
                 rows = taller(rows, max(to + size, 64))
-            free[_TOP] = to + size
+            free[TOP] = to + size
     for i in range(tail - head):
         for w in range(rows.shape[1]):
             rows[to + i, w] = rows[head + i, w]
@@ -150,7 +151,7 @@ class Segments:
 
     def snapshot(self, slots: int) -> Any:
         """All there is at the first `slots` slots."""
-        return self.keys[:slots].copy(), self.rows[: self.free[_TOP]].copy(), self.free.copy()
+        return self.keys[:slots].copy(), self.rows[: self.free[TOP]].copy(), self.free.copy()
 
     def restore(self, state: Any) -> None:
         """Take over a snapshot."""

@@ -283,7 +283,11 @@ class Cells:
 
     def snapshot(self) -> Any:
         """All rows."""
-        return {n: c[: self._held].copy() for n, c in self.columns.items()}, self._free[: self._frees].copy(), self._held
+        return (
+            {n: c[: self._held].copy() for n, c in self.columns.items()},
+            self._free[: self._frees].copy(),
+            self._held,
+        )
 
     def restore(self, state: Any) -> None:
         """Take over a snapshot."""

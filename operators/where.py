@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, POS, STRING, Delta, Schema, to_series
-from operators.expression import ExpressionError, check, columns, fingerprint
+from operators.expression import ExpressionError, check, columns, evaluate, fingerprint
 from operators.operator import DefinitionError, Maintained, Operator
 
 
@@ -53,7 +53,8 @@ class Where(Operator):
         return dict(inputs[0])
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-        return relations[0].filter(self.condition)
+        kept = evaluate(relations[0].collect(), [self.condition.alias("_kept")])
+        return kept.lazy().filter(pl.col("_kept")).drop("_kept")
 
     def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
         return _Kept(self.condition, inputs[0])
@@ -76,7 +77,7 @@ class _Kept(Maintained):
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         delta = deltas[0]
         rows = [to_series(n, delta.columns[n], t) for n, t in self.needed.items()] or [pl.Series(POS, delta.pos)]
-        kept = pl.DataFrame(rows).with_columns_seq(self.condition)["_kept"].fill_null(False).to_numpy()
+        kept = evaluate(pl.DataFrame(rows), [self.condition])["_kept"].fill_null(False).to_numpy()
         return delta if kept.all() else delta.take(kept)
 
 

@@ -11,7 +11,8 @@ An output is a function of the rows that are there, never of how they came: what
 the rows, and is bit for bit what was emitted. A total of floats is the exact sum of the window, rounded once, for any
 values. For `size="forever"` rows before the horizon are known as a running sum only, of 159 bits: the total is exact
 while no running sum of the key in order of (at, pos) needs more, and then off by at most 2**-150 times the sum of
-the absolute values, and still a function of the rows. Once 1e300 and 0.1 met in one key, its windows are summed row by row, which costs time.
+the absolute values, and still a function of the rows. Once 1e300 and 0.1 met in one key, its windows are summed row by
+row, which costs time.
 
 Rows of a key lie in one segment, sorted (`operators.segments`), each with the running sums of its key: a window of any
 size is a range of rows, its total the difference of two running sums, its extremes a walk over at most 126 rows and
@@ -74,7 +75,9 @@ from operators.segments import (
     MARK,
     ORIGIN,
     POS,
+    START,
     TAIL,
+    TOP,
     Segments,
     erase,
     first,
@@ -294,29 +297,29 @@ def _enter_block(rows, blocks, i, head, channels):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, forceinline=True)
-def _run_on(rows, floats, keys, key_floats, k, i, channels):  # type: ignore[no-untyped-def]
+def _run_on(rows, floats, q, q_floats, i, channels):  # type: ignore[no-untyped-def]
     """The running sums of line i, from those before it."""
-    within = i > keys[k, HEAD]
+    within = i > q[HEAD]
     for c in range(channels.shape[0]):
         v, b = VALUES + PER_VALUE * c, _base(c)
         if channels[c, MASK]:
-            hi = floats[i - 1, v + HI] if within else key_floats[k, b + HI]
-            mid = floats[i - 1, v + MID] if within else key_floats[k, b + MID]
-            lo = floats[i - 1, v + LO] if within else key_floats[k, b + LO]
-            n = rows[i - 1, v + N] if within else keys[k, b + N]
+            hi = floats[i - 1, v + HI] if within else q_floats[b + HI]
+            mid = floats[i - 1, v + MID] if within else q_floats[b + MID]
+            lo = floats[i - 1, v + LO] if within else q_floats[b + LO]
+            n = rows[i - 1, v + N] if within else q[b + N]
             x = floats[i, v]
             if x == x:
                 hi, mid, lo, lost = add(hi, mid, lo, x)
                 n += 1
                 if lost:
-                    keys[k, b + LOST] = i - keys[k, ORIGIN] + 1
+                    q[b + LOST] = i - q[ORIGIN] + 1
             floats[i, v + HI] = hi
             floats[i, v + MID] = mid
             floats[i, v + LO] = lo
             rows[i, v + N] = n
         else:
-            whole = rows[i - 1, v + HI] if within else keys[k, b + HI]
-            n = rows[i - 1, v + N] if within else keys[k, b + N]
+            whole = rows[i - 1, v + HI] if within else q[b + HI]
+            n = rows[i - 1, v + N] if within else q[b + N]
             y = rows[i, v]
             if y != NULL:
                 whole += y
@@ -327,9 +330,10 @@ def _run_on(rows, floats, keys, key_floats, k, i, channels):  # type: ignore[no-
 
 @njit(cache=True)
 def _run_from(rows, keys, k, start, end, channels):  # type: ignore[no-untyped-def]
-    floats, key_floats = rows.view(np.float64), keys.view(np.float64)
+    floats, q = rows.view(np.float64), keys[k]
+    q_floats = q.view(np.float64)
     for i in range(start, end):
-        _run_on(rows, floats, keys, key_floats, k, i, channels)
+        _run_on(rows, floats, q, q_floats, i, channels)
 
 
 @njit(cache=True)
@@ -357,10 +361,15 @@ def _forget(rows, keys, k, keep, channels):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def _covering(blocks, rows):  # type: ignore[no-untyped-def]
+    """The blocks, with one for each 64 lines."""
+    return taller(blocks, (rows.shape[0] >> 6) + 1) if blocks.shape[1] else blocks
+
+
+@njit(cache=True)
 def _moved(rows, keys, blocks, k, channels):  # type: ignore[no-untyped-def]
     """After the rows of a key moved: mark their blocks, and start running sums again that lost bits; returns blocks."""
-    if blocks.shape[1] and blocks.shape[0] <= rows.shape[0] >> 6:
-        blocks = taller(blocks, (rows.shape[0] >> 6) + 1)
+    blocks = _covering(blocks, rows)
     head, tail = keys[k, HEAD], keys[k, TAIL]
     if blocks.shape[1] and keys[k, END] - head >= 64:
         for i in range(head, tail):
@@ -403,17 +412,17 @@ def _reseat(rows, blocks, keys, k, e, sizes, channels):  # type: ignore[no-untyp
 
 
 @njit(cache=True, forceinline=True)
-def _results(rows, floats, keys, key_floats, blocks, k, e, sizes, what, channels, out, out_floats, o):  # type: ignore[no-untyped-def]
+def _results(rows, floats, q, q_floats, blocks, e, sizes, what, channels, out, out_floats, o):  # type: ignore[no-untyped-def]
     """The results of line e into out[o]; the line before it was the last one this was done for, or see `_reseat`."""
-    C, head, origin = channels.shape[0], keys[k, HEAD], keys[k, ORIGIN]
+    C, head, origin = channels.shape[0], q[HEAD], q[ORIGIN]
     for c in range(C):
         if channels[c, ALL]:
             v, b, mask = VALUES + PER_VALUE * c, _base(c), channels[c, MASK]
             word = rows[e, v]
-            if e == origin or rank(word, mask, -1) > rank(keys[k, b + LEAST], mask, -1):
-                keys[k, b + LEAST] = word
-            if e == origin or rank(word, mask, 1) > rank(keys[k, b + MOST], mask, 1):
-                keys[k, b + MOST] = word
+            if e == origin or rank(word, mask, -1) > rank(q[b + LEAST], mask, -1):
+                q[b + LEAST] = word
+            if e == origin or rank(word, mask, 1) > rank(q[b + MOST], mask, 1):
+                q[b + MOST] = word
     w, c, s, seat, n, v, b = -1, -1, head, 0, 0, 0, 0
     endless, summed = False, False
     x = 0.0
@@ -425,11 +434,11 @@ def _results(rows, floats, keys, key_floats, blocks, k, e, sizes, what, channels
             endless = sizes[w] == ENDLESS
             s = head
             if not endless:
-                s = max(keys[k, seat] + origin, head)
+                s = max(q[seat] + origin, head)
                 below = _below(rows[e, 0], sizes[w])
                 while rows[s, 0] <= below:
                     s += 1
-                keys[k, seat] = s - origin
+                q[seat] = s - origin
         if kind == ROWS:
             out[o, place] = e - (origin if endless else s) + 1
             continue
@@ -438,27 +447,27 @@ def _results(rows, floats, keys, key_floats, blocks, k, e, sizes, what, channels
             v, b, summed = VALUES + PER_VALUE * c, _base(c), False
             n = rows[e, v + N]
             if not endless:
-                n -= rows[s - 1, v + N] if s > head else keys[k, b + N]
+                n -= rows[s - 1, v + N] if s > head else q[b + N]
         if kind == COUNT:
             out[o, place] = n
         elif kind in (MINIMUM, MAXIMUM):
             side = 0 if kind == MINIMUM else 1
             if endless:
-                out[o, place] = keys[k, b + LEAST + side]
+                out[o, place] = q[b + LEAST + side]
             else:
                 sign, mask, here = 2 * side - 1, channels[c, MASK], seat + 1 + 2 * c + side
-                best = keys[k, here] + origin
+                best = q[here] + origin
                 if best < s:
                     best = _extreme(rows, blocks, v, 2 * c + side, mask, sign, s, e)
-                    keys[k, here] = best - origin
+                    q[here] = best - origin
                 elif rank(rows[e, v], mask, sign) >= rank(rows[best, v], mask, sign):
                     best = e
-                    keys[k, here] = e - origin
+                    q[here] = e - origin
                 out[o, place] = rows[best, v]
         elif channels[c, MASK] == 0:
             whole = rows[e, v + HI]
             if not endless:
-                whole -= rows[s - 1, v + HI] if s > head else keys[k, b + HI]
+                whole -= rows[s - 1, v + HI] if s > head else q[b + HI]
             out[o, place] = whole if n > 0 else NULL
         else:
             if not summed:
@@ -466,12 +475,12 @@ def _results(rows, floats, keys, key_floats, blocks, k, e, sizes, what, channels
                 hi, mid, lo = floats[e, v + HI], floats[e, v + MID], floats[e, v + LO]
                 if endless:
                     x = rounded(hi, mid, lo)
-                elif keys[k, b + LOST] > s - origin:
+                elif q[b + LOST] > s - origin:
                     x = exact_sum(floats, v, s, e + 1, 0.0, 0.0, 0.0)
                 elif s > head:
                     x = minus(hi, mid, lo, floats[s - 1, v + HI], floats[s - 1, v + MID], floats[s - 1, v + LO])
                 else:
-                    x = minus(hi, mid, lo, key_floats[k, b + HI], key_floats[k, b + MID], key_floats[k, b + LO])
+                    x = minus(hi, mid, lo, q_floats[b + HI], q_floats[b + MID], q_floats[b + LO])
             y = x / n if kind == MEAN and n > 0 else x
             if n > 0 and y == y:
                 out_floats[o, place] = y
@@ -483,11 +492,12 @@ def _results(rows, floats, keys, key_floats, blocks, k, e, sizes, what, channels
 def _results_from(rows, keys, blocks, k, start, n, sizes, what, channels, out):  # type: ignore[no-untyped-def]
     """The results of n lines from `start` on into out[:n], from nothing but the rows."""
     if n:
-        floats, key_floats, out_floats = rows.view(np.float64), keys.view(np.float64), out.view(np.float64)
+        floats, out_floats, q = rows.view(np.float64), out.view(np.float64), keys[k]
+        q_floats = q.view(np.float64)
         _reseat(rows, blocks, keys, k, start, sizes, channels)
         for i in range(n):
             _results(
-                rows, floats, keys, key_floats, blocks, k, start + i, sizes, what, channels, out, out_floats, i
+                rows, floats, q, q_floats, blocks, start + i, sizes, what, channels, out, out_floats, i
             )  # fmt: skip
 
 
@@ -519,32 +529,66 @@ def _plan(keys, slot, at, pos, weight, stamp, slow):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def _append(rows, keys, blocks, free, slot, at, pos, ids, words, sizes, what, channels, keep, stamp, out, source):  # type: ignore[no-untyped-def]
-    """Rows that come in order, except those of marked keys; returns lines, blocks and how many results there are."""
-    floats, key_floats, out_floats = rows.view(np.float64), keys.view(np.float64), out.view(np.float64)
-    C, o = channels.shape[0], 0
+def _append(  # type: ignore[no-untyped-def]
+    rows, floats, keys, blocks, free, slot, at, pos, ids, words, sizes, what, channels, keep, stamp, out, out_floats,
+    source, i, o
+):  # fmt: skip
+    """Rows that come in order, except those of marked keys, from row i of the delta and result o on.
+
+    Returns the next row and result; the row is not the end when there must be `_spare` lines more. (No array is bound
+    anew in this loop: numba would count references in every turn, which takes longer than all the rest.)
+    """
     blocked = blocks.shape[1] > 0
-    for i in range(slot.shape[0]):
+    while i < slot.shape[0]:
         k = slot[i]
-        if keys[k, MARK] == stamp:
+        q = keys[k]
+        if q[MARK] == stamp:
+            i += 1
             continue
-        if keys[k, TAIL] == keys[k, END]:
+        if q[TAIL] == q[END]:
+            if free[TOP] + _spare(q[END] - q[START]) > rows.shape[0]:
+                return i, o
             _forget(rows, keys, k, keep, channels)
-            rows = make_room(rows, keys, free, k, 1)
-            blocks = _moved(rows, keys, blocks, k, channels)
-            floats = rows.view(np.float64)
-        e = keys[k, TAIL]
+            make_room(rows, keys, free, k, np.int64(1))
+            _moved(rows, keys, blocks, k, channels)
+        q_floats = q.view(np.float64)
+        e = q[TAIL]
         rows[e, 0], rows[e, 1], rows[e, ID] = at[i], pos[i], ids[i]
-        for c in range(C):
+        for c in range(channels.shape[0]):
             rows[e, VALUES + PER_VALUE * c] = words[i, c]
-        _run_on(rows, floats, keys, key_floats, k, e, channels)
-        keys[k, TAIL] = e + 1
-        if blocked and keys[k, END] - keys[k, HEAD] >= 64:
-            _enter_block(rows, blocks, e, keys[k, HEAD], channels)
-        _results(rows, floats, keys, key_floats, blocks, k, e, sizes, what, channels, out, out_floats, o)
+        _run_on(rows, floats, q, q_floats, e, channels)
+        q[TAIL] = e + 1
+        if blocked and q[END] - q[HEAD] >= 64:
+            _enter_block(rows, blocks, e, q[HEAD], channels)
+        _results(rows, floats, q, q_floats, blocks, e, sizes, what, channels, out, out_floats, o)
         source[o] = i
         o += 1
-    return rows, blocks, o
+        i += 1
+    return i, o
+
+
+@njit(cache=True, forceinline=True)
+def _spare(segment):  # type: ignore[no-untyped-def]
+    """At most so many lines are taken when a segment of this size is full."""
+    return 4 * segment + 128
+
+
+@njit(cache=True)
+def _append_all(  # type: ignore[no-untyped-def]
+    rows, keys, blocks, free, slot, at, pos, ids, words, sizes, what, channels, keep, stamp, out, source
+):  # fmt: skip
+    """Rows that come in order, except those of marked keys; returns lines, blocks and how many results there are."""
+    i, o = 0, 0
+    while True:
+        i, o = _append(
+            rows, rows.view(np.float64), keys, blocks, free, slot, at, pos, ids, words, sizes, what, channels, keep,
+            stamp, out, out.view(np.float64), source, i, o,
+        )  # fmt: skip
+        if i == slot.shape[0]:
+            return rows, blocks, o
+        k = slot[i]
+        rows = taller(rows, free[TOP] + _spare(keys[k, END] - keys[k, START]))
+        blocks = _covering(blocks, rows)
 
 
 @njit(cache=True)
@@ -569,9 +613,9 @@ def _emit(out, about, o, results, i, source, whose, weight, seq):  # type: ignor
 
 
 @njit(cache=True)
-def _rewrite(
+def _rewrite(  # type: ignore[no-untyped-def]
     rows, keys, blocks, free, slot, at, pos, ids, words, weight, seq, order, sizes, what, channels, keep, reach, out, o
-):  # type: ignore[no-untyped-def]
+):
     """Rows that come late, leave or change: `order`, sorted by key, at, pos and weight.
 
     reach: the largest size, or ENDLESS. Returns lines, blocks, results, what each is about, how many there are, the
@@ -687,10 +731,11 @@ def _rewrite(
 
 
 @njit(cache=True)
-def _sweep(rows, keys, blocks, free, hand, n, keep, endless, channels):  # type: ignore[no-untyped-def]
-    """Let n keys from slot `hand` on forget; returns lines, blocks and the slots of which nothing is left."""
+def _sweep(rows, keys, blocks, free, slots, hand, n, keep, endless, channels):  # type: ignore[no-untyped-def]
+    """Let n keys of all slots, from `hand` on, forget; returns lines, blocks, and slots of which nothing is left."""
     cleared, found = np.empty(n, np.int64), 0
-    for k in range(hand, hand + n):
+    for i in range(hand, hand + n):
+        k = i if i < slots else i - slots
         if keys[k, TAIL] == keys[k, HEAD] and (endless or keys[k, TAIL] == keys[k, ORIGIN]):
             continue
         _forget(rows, keys, k, keep, channels)
@@ -746,7 +791,7 @@ class _Windows(Keyed):
         ids = self._kept(delta, behind)
         results = np.empty((n, len(plan.what)), np.int64)
         source = np.empty(n, np.int64)
-        s.rows, self.blocks, o = _append(
+        s.rows, self.blocks, o = _append_all(
             s.rows, s.keys, self.blocks, s.free, slot, delta.at, delta.pos, ids, words,
             self.sizes, plan.what, plan.channels, keep, self.stamp, results, source,
         )  # fmt: skip
@@ -824,13 +869,11 @@ class _Windows(Keyed):
                 self.payload.expire(horizon)
                 self.payload_asked = 0
         if keep > NULL and (capacity := self.slots.capacity):
-            if self.hand >= capacity:
-                self.hand = 0
-            some = min(n // 4 + 2 * new + 1, capacity - self.hand)  # faster than keys come: memory stays flat
+            some = min(n // 4 + 2 * new + 1, capacity)  # the hand goes faster than keys come: memory stays flat
             s.rows, self.blocks, cleared = _sweep(
-                s.rows, s.keys, self.blocks, s.free, self.hand, some, keep, self.endless, self.plan.channels
+                s.rows, s.keys, self.blocks, s.free, capacity, self.hand, some, keep, self.endless, self.plan.channels
             )
-            self.hand += some
+            self.hand = (self.hand + some) % capacity
             self.cleared.append(cleared)
         if self.cleared:
             slots = np.unique(np.concatenate(self.cleared))

@@ -80,8 +80,10 @@ def db(base: Path) -> duckdb.DuckDBPyConnection:
         infer_schema_length=None,
     )
     for name, frame in (("payments", payments), ("messages", messages), ("versions", versions)):
-        db.register("incoming", frame.to_arrow())
-        db.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
+        frame.write_ndjson(base / f"{name}.ndjson")
+        types = {pl.Int64: "BIGINT", pl.Float64: "DOUBLE", pl.Boolean: "BOOLEAN", pl.String: "VARCHAR"}
+        columns = ", ".join(f"'{n}': '{types[type(t)]}'" for n, t in frame.schema.items())
+        db.execute(f"CREATE TABLE {name} AS SELECT * FROM read_json('{base}/{name}.ndjson', columns={{{columns}}})")
     db.execute("""
         CREATE TABLE once AS SELECT * FROM payments p WHERE NOT EXISTS (
             SELECT 1 FROM payments q WHERE q.tx = p.tx AND (q.at, q.pos) < (p.at, p.pos) AND q.at >= p.at - 86400000);

@@ -111,7 +111,8 @@ def project(case: Case) -> str:
     return _sample(
         case,
         "SELECT name, n * 2 AS twice, _at, _pos FROM r0",
-        f'SELECT name, abs(n) AS n, x, yes, "when", {hour} AS hour, x / 2 AS half, n > 0 AS both, _at, _pos FROM r0',
+        'SELECT name, abs(n) AS n, x, yes, "when", '
+        f"{hour} AS hour, x * (1.0::DOUBLE / 3) AS third, n > 0 AS both, _at, _pos FROM r0",
         "SELECT yes, _at, _pos FROM r0",
         "SELECT n, 1 AS one, _at, _pos FROM r0",
     )
