@@ -96,15 +96,21 @@ def files(source: Source, settings: Settings) -> list[Path]:
     return found
 
 
-def partitions(
-    graph: Graph, settings: Settings, follow: bool, state: Any = None
-) -> list[tuple[Source, Sequence[Partition]]]:
-    """For each source its partitions, at the positions in `state` if given. Raises `SettingsError`."""
+def check_bindings(graph: Graph, settings: Settings) -> None:
+    """Raises `SettingsError` when a source is bound to nothing that can be read, or something else is bound."""
     if unknown := [n for n in settings.sources if n not in graph.sources]:
         raise SettingsError(
             f"settings bind {unknown[0]!r}, which is no source of pipeline {graph.name!r}; "
             f"its sources: {', '.join(graph.sources)}"
         )
+    for source in graph.sources.values():
+        files(source, settings)
+
+
+def partitions(
+    graph: Graph, settings: Settings, follow: bool, state: Any = None
+) -> list[tuple[Source, Sequence[Partition]]]:
+    """For each source its partitions, at the positions in `state` if given. Raises `SettingsError`."""
     feeds = (state or {}).get("feeds", {})
     return [
         (

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any, NoReturn
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from engine.bind import files
+from engine.bind import check_bindings
 from engine.flow import FlowError, Run
 from engine.metrics import serve
 from engine.model import warnings
@@ -26,6 +27,7 @@ from engine.recovery import State, StateError, claim
 from engine.report import figures
 from engine.settings import Settings, SettingsError, load
 from engine.show import graph_of, summary_of
+from engine.sink import begin
 from operators.operator import DefinitionError
 
 app = typer.Typer(
@@ -75,8 +77,10 @@ def _opened(path: Path) -> tuple[Pipeline, Path]:
         return load_pipeline(path)
     except DefinitionError as error:
         _fail(error, 2)
-    except (ImportError, SyntaxError) as error:
-        _fail(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}", 2)
+    except Exception as error:  # whatever the user's file raises
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        place = f" ({line.filename}, line {line.lineno})"
+        _fail(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}{place}", 2)
 
 
 PipelineArg = Annotated[Path, typer.Argument(help="A folder with a pipeline.py, or a Python file.", show_default=False)]
@@ -138,8 +142,7 @@ def run(
         settings = load(folder, given, bind or [])
         if p.prepare is not None and not bind:
             p.prepare(folder)
-        for source in p.sources.values():
-            files(source, settings)
+        check_bindings(p, settings)
         held = claim(state, p.name, p.definition(), settings.shards, out, outputs(p))
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
@@ -153,7 +156,8 @@ def run(
 def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
     for name in [n for n in os.environ if n.startswith("BYTEWAX_DATAFLOW_API")]:
         del os.environ[name]  # any value would serve the flow on all addresses
-    os.environ.setdefault("RUST_BACKTRACE", "0")
+    os.environ["RUST_BACKTRACE"] = "0"
+    begin(live.out, outputs(live.graph))
     failed: list[FlowError] = []
 
     def work() -> None:

@@ -248,7 +248,7 @@ def warnings(spec: ModelSpec) -> list[str]:
             f"{what}: {nested} is in a pipeline within the pipeline and advances twice, on the question and on its "
             "answer (river's learn_during_predict does that): make it a step of the outer one, or keep it in a view"
         )
-    if any(o._is_stochastic for o in _parts(spec.learner) if not issubclass(type(o), compose.Pipeline)):
+    if any(_parameters(o).get("seed", 0) is None for o in _parts(spec.learner)):
         lines.append(f"{what}: the learner is random and has no seed, so a replay predicts otherwise: declare seed=")
     return lines
 

@@ -314,7 +314,8 @@ class Pipeline(Graph):
             if r.schema != relations[0].schema:
                 raise DefinitionError(
                     f"{what}: {r.name!r} has columns {list(r.schema)}, "
-                    f"{relations[0].name!r} has {list(relations[0].schema)}; relations of one sink need the same columns"
+                    f"{relations[0].name!r} has {list(relations[0].schema)}; "
+                    "relations of one sink need the same columns"
                 )
         made = Sink(name, tuple(r.name for r in relations), relations[0].schema)
         self.sinks[name] = made

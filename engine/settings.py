@@ -49,8 +49,6 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """Threads that run the dataflow."""
     port: int = 9310
     """Where `/metrics` is served on the loopback address; 0 for not at all."""
-    log_level: Literal["warning", "info"] = "warning"
-    """How much is said on standard error."""
 
 
 def load(folder: Path, overrides: Mapping[str, Any], binds: Sequence[str] = ()) -> Settings:

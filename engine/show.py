@@ -49,7 +49,7 @@ def graph_of(graph: Graph) -> RenderableType:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i == 0 else "right", header_style="dim", no_wrap=True)
     return table
@@ -61,8 +61,12 @@ def _number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
 
 
+def _minute(instant: str | None) -> str:
+    return "-" if instant is None else f"{instant[:10]} {instant[11:16]}"
+
+
 def _lag(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:,.1f} s"
+    return "-" if seconds is None else f"{seconds:,.0f} s"
 
 
 def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped: bool) -> RenderableType:
@@ -80,15 +84,15 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
     sources = _table("Sources", "source", "changes", "late", "dead letters", "watermark")
     for name, s in figures["sources"].items():
         sources.add_row(
-            name, _number(s["changes"]), _number(s["late"]), _number(s["dead_letters"]), s["watermark"] or "-"
+            name, _number(s["changes"]), _number(s["late"]), _number(s["dead_letters"]), _minute(s["watermark"])
         )
-    views = _table("Views", "view", "rows", "corrections", "frontier", "local lag", "global lag", "pending")
+    views = _table("Views", "view", "rows", "corrected", "frontier", "local lag", "global", "pending")
     for name, v in figures["views"].items():
         views.add_row(
             name,
             _number(v["rows"]),
             _number(v["retracted"]),
-            v["frontier"] or "-",
+            _minute(v["frontier"]),
             _lag(v["local_lag_seconds"]),
             _lag(v["global_lag_seconds"]),
             _number(v["pending_changes"]),
@@ -98,7 +102,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
         models = _table("Models", "model", "questions", "answers", "predictions", "waiting", "closed unanswered")
         for name, m in figures["models"].items():
             models.add_row(name, *(_number(m[k]) for k in ("questions", "answers", "predictions", "waiting", "closed")))
-        parts += [models, Text(), _quality(figures["models"]), Text()]
+        parts += [models, Text(), _quality(figures["models"]), *_leaks(figures["models"]), Text()]
     parts += [
         Text("Outputs", style="bold"),
         *(Text(f"{n:<14}{path}") for n, path in figures["outputs"].items()),
@@ -109,22 +113,35 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
         parts += [
             Text("Next", style="bold"),
             Text(f"head -3 {first}"),
-            Text("freshet check PIPELINE      the graph and its schemas, without running"),
-            Text("freshet run PIPELINE --follow      go on when the files grow; /metrics on the loopback address"),
+            Text("freshet check PIPELINE         the graph and its schemas, without running"),
+            Text("freshet run PIPELINE --follow  go on when the files grow, with /metrics"),
         ]
     return Group(*parts)
 
 
 def _quality(models: Mapping[str, Any]) -> Table:
     table = _table(
-        "Quality, each answer scored against the prediction that was served",
+        "Quality: answers against the predictions that were served",
         "model, metric",
         "honest",
         "baseline",
-        "label learnt at once (a leak)",
+        "leak: label at once",
     )
     for name, m in models.items():
         for metric, value in m["metrics"].items():
             leak = m["naive"][metric] if m["naive"] else None
             table.add_row(f"{name}, {metric}", _number(value), _number(m["baseline"].get(metric)), _number(leak))
     return table
+
+
+def _leaks(models: Mapping[str, Any]) -> list[Text]:
+    """For each model that keeps it, what the leak would have claimed, in one line."""
+    lines = []
+    for name, m in models.items():
+        for metric, leak in (m["naive"] or {}).items():
+            if leak is not None:
+                claimed, honest = _number(leak), _number(m["metrics"][metric])
+                lines.append(
+                    Text(f"{name}: learning each label at once would have claimed {metric} {claimed}; honest: {honest}")
+                )
+    return lines

@@ -16,6 +16,13 @@ class SinkError(RuntimeError):
     """An output file that is not what the state says it should be; the text names it and the cure."""
 
 
+def begin(folder: Path, names: Sequence[str]) -> None:
+    """Make the folder, and each file that is not there yet, so that an output without lines is an empty file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.jsonl").touch()
+
+
 class Files:
     """The files `folder`/`name`.jsonl, open for appending.
 
@@ -23,7 +30,7 @@ class Files:
     """
 
     def __init__(self, folder: Path, names: Sequence[str], lengths: Mapping[str, int] | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        begin(folder, names)
         self._open: dict[str, BinaryIO] = {}
         for name in names:
             path, length = folder / f"{name}.jsonl", (lengths or {}).get(name, 0)

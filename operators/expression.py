@@ -87,7 +87,9 @@ def evaluate(frame: pl.DataFrame, made: Iterable[pl.Expr]) -> pl.DataFrame:
     1
     """
     if len(frame) == 1:
-        twice = pl.DataFrame([pl.Series(s.name, s.to_list() * 2, s.dtype) for s in frame])  # Polars keeps one as a scalar
+        twice = pl.DataFrame(
+            [pl.Series(s.name, s.to_list() * 2, s.dtype) for s in frame]
+        )  # Polars keeps one as a scalar
         return twice.with_columns_seq(made).head(1)
     return frame.with_columns_seq(made)
 

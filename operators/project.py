@@ -96,7 +96,9 @@ class Project(Operator):
         return [
             (project("name", twice=pl.col("n") * 2), [given]),
             (
-                project(n=pl.col("n").abs(), hour=pl.col("when").dt.hour(), third=pl.col("x") / 3, both=pl.col("n") > 0),
+                project(
+                    n=pl.col("n").abs(), hour=pl.col("when").dt.hour(), third=pl.col("x") / 3, both=pl.col("n") > 0
+                ),
                 [given],
             ),
             (project("yes"), [given]),

@@ -570,7 +570,7 @@ def _append(  # type: ignore[no-untyped-def]
 @njit(cache=True, forceinline=True)
 def _spare(segment):  # type: ignore[no-untyped-def]
     """At most so many lines are taken when a segment of this size is full."""
-    return 4 * segment + 128
+    return 2 * segment + 128
 
 
 @njit(cache=True)

@@ -6,7 +6,7 @@ Every feature is computed from what was known at the moment of the question.
 
 import polars as pl
 from data import prepare
-from river import compose, linear_model, optim, preprocessing
+from river import compose, linear_model, optim
 
 import operators as op
 from engine import Pipeline, immediate
@@ -76,37 +76,54 @@ answers = p.view(
     op.project("flight_id", delay=pl.col("arr_delay"), late=pl.col("arr_delay") > 15),
 )
 
-FEATURES = [c for c in features.schema if c not in ("flight_id", "sched_dep", "tailnum", "tail_landed", "year")]
+# What the models see: numbers brought to about the same size (a missing one counts as 0), the rest as words.
+inputs = p.view(
+    "inputs",
+    features,
+    op.project(
+        "flight_id",
+        "carrier",
+        "origin",
+        "dest",
+        "hour",
+        "weekday",
+        distance=pl.col("distance") / 1000,
+        departures_1h=(pl.col("departures_1h") - 20) / 10,
+        temp=(pl.col("temp") - 55) / 20,
+        wind_speed=pl.col("wind_speed").clip(0, 60) / 10 - 1,
+        precip=(pl.col("precip") * 10).clip(0, 5),
+        visib=pl.col("visib") / 5 - 2,
+        origin_delay=pl.col("origin_delay").clip(-60, 240) / 60,
+        tail_delay=pl.col("tail_delay").clip(-60, 240) / 60 * (pl.col("tail_hours") < 12).cast(pl.Float64),
+        tail_hours=(pl.col("tail_hours") - 12) / 12,
+        age=(pl.col("age") - 11) / 7,
+    ),
+)
 
 
-def learner(model):
-    """Numbers scaled (a missing one counts as the mean), words one-hot, then the model."""
-    numbers = compose.SelectType(int, float) | preprocessing.StandardScaler()
-    words = compose.SelectType(str) | preprocessing.OneHotEncoder()
-    return (numbers + words) | model
+def one_hot(x):
+    """Words as features of their own; numbers as they are."""
+    return {f"{n}={v}" if isinstance(v, str) else n: 1.0 if isinstance(v, str) else v for n, v in x.items()}
 
 
 late = p.model(
     "late",
-    features,
+    inputs,
     answers=answers,
     label="late",
-    features=FEATURES,
-    learner=learner(linear_model.LogisticRegression(optim.SGD(0.01))),
+    learner=compose.FuncTransformer(one_hot) | linear_model.LogisticRegression(optim.SGD(0.02)),
     refresh=immediate(),
-    advance="questions",
     wait="2d",
     naive=True,
 )
 delay = p.model(
     "delay",
-    features,
+    inputs,
     answers=answers,
     label="delay",
-    features=FEATURES,
-    learner=learner(linear_model.LinearRegression(optim.SGD(0.001), intercept_lr=0.001)),
+    learner=compose.FuncTransformer(one_hot)
+    | linear_model.LinearRegression(optim.SGD(0.1), loss=optim.losses.Quantile(0.5), intercept_lr=0.1),
     refresh=immediate(),
-    advance="questions",
     wait="2d",
     naive=True,
 )

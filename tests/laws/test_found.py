@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from operators.operator import Operator
+from operators.project import Project
 from operators.window import Window
 from tests.laws import laws
 from tests.laws.history import Change, History
@@ -25,6 +26,15 @@ FOUND: dict[str, tuple[type[Operator], int, list[Change]]] = {
             Change(1, 0, 1, 1_814_400_000_000, 4, ("a", 0, 2, -0.25)),
             Change(2, 0, 1, 1_801_800_000_000, 5, ("a", 0, 2, 1e15)),
             Change(3, 0, 1, 1_794_600_000_000, 7, ("a", 0, None, 1e15)),
+        ],
+    ),
+    "a row that came alone was divided by a constant to another last bit than among others": (
+        Project,
+        1,
+        [
+            Change(1, 0, 1, 1000, 1, ("a", 1, 2.5, None, None)),
+            Change(2, 0, 1, 1001, 2, ("a", 2, 0.1, None, None)),
+            Change(2, 0, 1, 1001, 3, ("a", 3, 2.5, None, None)),
         ],
     ),
 }

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.delta import BEGINNING, BOOL, FLOAT, INT, STRING, Delta, Schema, empty, is_null, to_column
+from operators.delta import BEGINNING, BOOL, FLOAT, INT, STRING, Delta, Schema, concat, empty, is_null, to_column
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label
@@ -197,6 +197,14 @@ def test_a_correction_has_the_seq_of_the_last_change_that_caused_it() -> None:
     assert (out(found), found.seq.tolist()) == ([(-1, 20, None), (1, 20, 2)], [6, 6])
 
 
+def test_the_cause_is_the_last_change_also_when_an_earlier_one_brings_the_row_that_is_met() -> None:
+    kept = started(ASOF)
+    kept.apply([delta(LEFT, (20, 1, "a", 0)), delta(RIGHT, (11, 1, "a", 1), seq=0)])
+    come, gone = rights((10, 2, "a", 2), seq=5)[1], rights((11, 1, "a", 1), weight=-1, seq=6)[1]
+    found = kept.apply([empty(LEFT), concat([come, gone])])
+    assert (out(found), found.seq.tolist()) == ([(-1, 20, 1), (1, 20, 2)], [6, 6])
+
+
 def test_a_right_row_that_changes_nothing_visible_emits_nothing() -> None:
     kept = started(ASOF)
     kept.apply([delta(LEFT, (20, 1, "a", 0), seq=9), delta(RIGHT, (10, 1, "a", 5))])
@@ -269,6 +277,21 @@ def test_what_an_earlier_answer_served_is_not_lost_within_one_delta() -> None:
 
 
 # ---- what is kept
+
+
+def test_the_row_before_the_horizon_is_kept_while_one_on_it_can_be_taken_back() -> None:
+    kept = started(ASOF)
+    kept.apply(rights((5, 1, "a", 1), (10, 2, "a", 2)), 5)
+    kept.apply(lefts((10, 1, "b", 0), seq=5), 10)
+    kept.apply(rights((10, 2, "a", 2), weight=-1, seq=6), 10)
+    assert out(kept.apply(lefts((10, 2, "a", 0), seq=7), 10)) == [(1, 10, 1)]
+
+
+def test_an_answer_that_is_forgotten_still_answers() -> None:
+    kept = started(join_label(right, on="k", wait="100us"))
+    assert out(kept.apply([delta(LEFT, (10, 1, "a", 0)), delta(RIGHT, (20, 1, "a", 1))])) == [(1, 10, 1)]
+    kept.apply(lefts((50, 2, "b", 0), seq=5), 50)
+    assert out(kept.apply(rights((55, 2, "z", 3), (60, 3, "a", 2), seq=6), 50)) == []
 
 
 @pytest.mark.parametrize(
