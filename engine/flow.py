@@ -30,7 +30,7 @@ from engine.batch import Batch
 from engine.bind import partitions
 from engine.graph import Graph, Model
 from engine.merge import Merge
-from engine.model import Immediate
+from engine.model import OnlineModel
 from engine.plan import Stage, rank, roots, stages
 from engine.publish import Publish
 from engine.settings import Settings
@@ -58,7 +58,7 @@ class Run:
     stop: Event = field(default_factory=Event)
     merge: Merge | None = None
     shards: list[Shard] = field(default_factory=list)
-    models: dict[str, Immediate] = field(default_factory=dict)
+    models: dict[str, OnlineModel] = field(default_factory=dict)
     publish: Publish | None = None
     failed: tuple[str, BaseException] | None = None
 
@@ -220,7 +220,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
     made_of = roots(run.graph)[model.predictions.name]
 
     def build_one(state: Any) -> _Keep:
-        mine = Immediate(model.spec)
+        mine = OnlineModel(model.spec)
         if state is not None:
             mine.restore(state)
         run.models[model.name] = mine

@@ -313,7 +313,7 @@ class _Student:
         return out
 
 
-class Immediate:
+class OnlineModel:
     """A model kept by learning every answer when it arrives."""
 
     def __init__(self, spec: ModelSpec) -> None:

@@ -10,7 +10,7 @@ import polars as pl
 
 from engine.graph import DELETED, Graph, Source
 from engine.merge import Chunk, Merge, Partition
-from engine.model import Immediate
+from engine.model import OnlineModel
 from engine.plan import rank, roots, stages
 from engine.view import Shard
 from operators.delta import AT, NULL, POS, Delta, accumulate, to_array
@@ -59,7 +59,7 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
     ]
     merge = Merge(parts, rank(graph), batch_rows)
     shards = [Shard(graph, stage) for stage in stages(graph)]
-    models = {name: Immediate(m.spec) for name, m in graph.models.items()}
+    models = {name: OnlineModel(m.spec) for name, m in graph.models.items()}
     made_of = roots(graph)
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
     while (batch := merge.next()) is not None:

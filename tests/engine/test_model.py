@@ -27,7 +27,7 @@ from river import (
     tree,
 )
 
-from engine.model import Immediate, ModelError, ModelSpec, definition, fingerprint, prediction_schema, warnings
+from engine.model import ModelError, ModelSpec, OnlineModel, definition, fingerprint, prediction_schema, warnings
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, STRING, TIME, Delta, Schema, accumulate, concat, to_column
 from operators.operator import DefinitionError
 
@@ -93,13 +93,13 @@ def served(out: Delta) -> list[tuple[str, float | None]]:
     return [(k, None if v != v else v) for k, v in zip(out.columns["id"].tolist(), values, strict=True)]
 
 
-def counts(model: Immediate, *names: str) -> tuple[Any, ...]:
+def counts(model: OnlineModel, *names: str) -> tuple[Any, ...]:
     found = model.figures()
     return tuple(found[n] for n in names)
 
 
 def test_answers_are_learnt_between_the_questions_in_order_of_seq() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     out = model.apply(
         asked((1, 1, "p", 1.0, 1), (2, 1, "q", 2.0, 2), (4, 1, "r", 3.0, 4)),
         told((2, 1, "p", 10.0, 2), (3, 1, "q", 20.0, 3), (5, 1, "r", 30.0, 5)),
@@ -122,7 +122,7 @@ def test_answers_are_learnt_between_the_questions_in_order_of_seq() -> None:
 
 
 def test_features_are_python_values_in_the_declared_order_without_nulls() -> None:
-    model = Immediate(spec(features=("t", "d", "c", "b", "a")))
+    model = OnlineModel(spec(features=("t", "d", "c", "b", "a")))
     columns = {
         "id": to_column(["p", "q"], STRING),
         "a": to_column([1.5, None], FLOAT),
@@ -144,7 +144,7 @@ def test_features_are_python_values_in_the_declared_order_without_nulls() -> Non
 
 
 def test_a_corrected_question_is_not_served_again_and_is_learnt_as_served() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     out = model.apply(asked((1, 1, "p", 1.0, 1), (2, -1, "p", 1.0, 1), (2, 1, "p", 9.0, 3)), told(), 0)
     assert served(out) == [("p", 0.0)]
     model.apply(asked(), told((3, 1, "p", 5.0, 3)), 0)
@@ -155,14 +155,14 @@ def test_a_corrected_question_is_not_served_again_and_is_learnt_as_served() -> N
 
 
 def test_the_halves_of_a_correction_may_come_in_any_order() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     model.apply(asked((1, 1, "p", 1.0, 1)), told(), 0)
     model.apply(asked((2, 1, "p", 2.0, 50), (2, -1, "p", 1.0, 1)), told(), 0)
     assert counts(model, "questions", "repeated", "withdrawn", "waiting") == (1, 1, 0, 1)
 
 
 def test_a_question_moved_on_is_remembered_until_its_new_time_is_past() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     model.apply(asked((1, 1, "p", 1.0, 1), (2, -1, "p", 1.0, 1), (2, 1, "p", 1.0, 30)), told(), 25)
     assert len(model.apply(asked((3, -1, "p", 1.0, 30), (3, 1, "p", 1.0, 31)), told(), 25)) == 0
     model.apply(asked(), told((4, 1, "p", 7.0, 41)), 41)
@@ -172,7 +172,7 @@ def test_a_question_moved_on_is_remembered_until_its_new_time_is_past() -> None:
 
 
 def test_a_withdrawn_question_is_not_learnt_even_if_it_comes_back() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     model.apply(asked((1, 1, "p", 1.0, 1), (2, -1, "p", 1.0, 1)), told((3, 1, "p", 5.0, 3)), 0)
     assert len(model.apply(asked((4, 1, "p", 1.0, 1)), told((5, 1, "p", 5.0, 3)), 0)) == 0
     assert model.model.learnt == []
@@ -180,13 +180,13 @@ def test_a_withdrawn_question_is_not_learnt_even_if_it_comes_back() -> None:
 
 
 def test_a_question_withdrawn_after_its_answer_was_learnt_is_a_correction() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     model.apply(asked((1, 1, "p", 1.0, 1), (3, -1, "p", 1.0, 1)), told((2, 1, "p", 5.0, 2)), 0)
     assert counts(model, "withdrawn", "corrections", "learned") == (0, 1, 1)
 
 
 def test_corrected_and_second_answers_are_counted_and_not_learnt() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     model.apply(asked((1, 1, "p", 1.0, 1)), told((2, 1, "p", 5.0, 2)), 0)
     model.apply(asked(), told((3, -1, "p", 5.0, 2), (3, 1, "p", 6.0, 2)), 0)
     assert counts(model, "corrections") == (1,), "-old +new is one correction"
@@ -197,7 +197,7 @@ def test_corrected_and_second_answers_are_counted_and_not_learnt() -> None:
 
 
 def test_null_labels_and_null_keys_are_counted_and_a_label_that_follows_is_learnt() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     out = model.apply(
         asked((1, 1, "p", 1.0, 1), (1, 1, None, 1.0, 1)),
         told((2, 1, "p", None, 2), (2, 1, None, 4.0, 2), (3, -1, "p", None, 2), (3, 1, "p", 5.0, 2)),
@@ -209,7 +209,7 @@ def test_null_labels_and_null_keys_are_counted_and_a_label_that_follows_is_learn
 
 
 def test_an_answer_that_comes_first_waits_for_its_question() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     model.apply(asked(), told((1, 1, "p", 3.0, 1), (2, -1, "p", 3.0, 1), (2, 1, "p", 4.0, 1)), 1)
     out = model.apply(asked((3, 1, "p", 1.0, 11), (4, 1, "q", 1.0, 12)), told(), 11)
     assert served(out) == [("p", 0.0), ("q", 4.0)], "predicted first, then learnt at once"
@@ -225,7 +225,7 @@ def test_an_answer_that_comes_first_waits_for_its_question() -> None:
 
 @pytest.mark.parametrize("watermark", [BEGINNING, 11, 12, 100])
 def test_wait_is_judged_by_the_rows_and_the_watermark_only_forgets(watermark: int) -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     model.apply(asked((1, 1, "p", 1.0, 1), (2, 1, "q", 1.0, 1)), told(), min(watermark, 11))
     assert counts(model, "waiting", "closed") == (2, 0), "at the watermark exactly an answer may still come"
     model.apply(asked(), told((3, 1, "p", 5.0, 11)), watermark)
@@ -243,18 +243,18 @@ def test_wait_is_judged_by_the_rows_and_the_watermark_only_forgets(watermark: in
 
 
 def test_an_early_answer_without_question_is_unmatched_after_the_wait() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     model.apply(asked(), told((1, 1, "p", 3.0, 1)), 11)
     assert counts(model, "unmatched") == (0,)
     model.apply(asked(), told(), 12)
     assert counts(model, "unmatched") == (1,)
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     model.apply(asked((2, 1, "p", 1.0, 12)), told((1, 1, "p", 3.0, 1)), 1)
     assert counts(model, "learned") == (0,), "the same without the watermark's help"
 
 
 def test_predictions_that_are_not_finite_or_missing_are_null_and_not_scored() -> None:
-    model = Immediate(spec(learner=Echo(start=None)))
+    model = OnlineModel(spec(learner=Echo(start=None)))
     out = model.apply(
         asked(*((2 * i, 1, k, 1.0, 1) for i, k in enumerate("pqrs", 1))),
         told((3, 1, "p", float("inf"), 1), (5, 1, "q", 2.0, 1), (7, 1, "r", 3.0, 1), (9, 1, "s", 5.0, 1)),
@@ -266,7 +266,7 @@ def test_predictions_that_are_not_finite_or_missing_are_null_and_not_scored() ->
 
 
 def test_nothing_scored_has_no_figure() -> None:
-    model = Immediate(spec(metric=[metrics.MAE(), metrics.RMSE(), metrics.MAE()], naive=True))
+    model = OnlineModel(spec(metric=[metrics.MAE(), metrics.RMSE(), metrics.MAE()], naive=True))
     nothing = {"MAE": None, "RMSE": None, "MAE2": None}
     assert model.figures()["metrics"] == model.figures()["baseline"] == model.figures()["naive"] == nothing
     json.dumps(model.figures())
@@ -276,9 +276,9 @@ BINARY = {"answers": {"id": STRING, "y": BOOL}, "features": ("a",)}
 CLASSES = {"answers": {"id": STRING, "y": STRING}, "features": ("a",)}
 
 
-def classes(learner: Any, labels: list[Any], kind: Any, **others: Any) -> tuple[list[Any], Immediate]:
+def classes(learner: Any, labels: list[Any], kind: Any, **others: Any) -> tuple[list[Any], OnlineModel]:
     answers: Schema = {"id": STRING, "y": kind}
-    model = Immediate(spec(learner=learner, answers=answers, features=("a",), **others))
+    model = OnlineModel(spec(learner=learner, answers=answers, features=("a",), **others))
     keys = [f"k{i}" for i in range(len(labels))]
     q = asked(*((2 * i, 1, k, float(i % 3), 1) for i, k in enumerate(keys)))
     a = delta([(2 * i + 1, 1, k, y, 1) for i, (k, y) in enumerate(zip(keys, labels, strict=True))], answers, "y")
@@ -310,14 +310,14 @@ def test_other_labels_are_predicted_as_they_are(metric: Any) -> None:
 
 
 def test_a_failing_learner_names_model_question_and_step() -> None:
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     q = asked((1, 1, "p", 1.0, 1))
     q.columns["c"] = to_column(["boom"], STRING)
     with pytest.raises(
         ModelError, match=r"model 'm' failed to predict at the question 'p': ZeroDivisionError: no such"
     ):
         model.apply(q, told(), 0)
-    model = Immediate(spec())
+    model = OnlineModel(spec())
     with pytest.raises(ModelError, match="model 'm' failed to learn at the question 'p': KeyError: 'y'"):
         model.apply(asked((1, 1, "p", 1.0, 1)), told((2, 1, "p", -1.0, 1)), 0)
 
@@ -335,7 +335,7 @@ class Scribbler(Echo):
 
 
 def test_a_learner_cannot_change_the_features_as_served() -> None:
-    model = Immediate(spec(learner=Scribbler(), naive=True))
+    model = OnlineModel(spec(learner=Scribbler(), naive=True))
     model.apply(asked((1, 1, "p", 1.0, 1)), told((2, 1, "p", 4.0, 1)), 0)
     assert model.model.learnt == [({"a": 1.0}, 4.0)]
     assert model._naive is not None
@@ -343,7 +343,7 @@ def test_a_learner_cannot_change_the_features_as_served() -> None:
 
 
 def test_the_naive_twin_goes_in_order_of_questions_and_passes_over_what_has_no_answer() -> None:
-    model = Immediate(spec(naive=True))
+    model = OnlineModel(spec(naive=True))
     model.apply(
         asked(*((i, 1, k, float(i), 1) for i, k in enumerate("pqrs", 1)), (6, -1, "q", 2.0, 1)),
         told((5, 1, "r", 30.0, 1), (7, 1, "s", 40.0, 1)),
@@ -396,13 +396,13 @@ def test_cuts_restarts_and_the_watermark_do_not_show(seed: int) -> None:
             "row by row": list(range(1, 120)),
         }.get(way, sorted(dice.sample(range(1, 120), 9)))
         learner = preprocessing.StandardScaler() | linear_model.LinearRegression()
-        model, out = Immediate(spec(learner=learner, features=("a",), wait=4, naive=True)), []
+        model, out = OnlineModel(spec(learner=learner, features=("a",), wait=4, naive=True)), []
         for low, high in zip([0, *cuts], [*cuts, 120], strict=True):
             parts = [d.take((d.seq >= low) & (d.seq < high)) for d in (q, a)]
             out.append(model.apply(parts[0], parts[1], marks[high - 1]))
             if way == "cut and resumed":
                 state = pickle.loads(pickle.dumps(model.snapshot()))
-                model = Immediate(model.spec)
+                model = OnlineModel(model.spec)
                 model.restore(state)
         model.apply(asked(), told(), 10**6)
         rows = concat(out)
@@ -417,7 +417,7 @@ def test_random_histories_reach_every_count() -> None:
     total: dict[str, int] = {}
     for seed in range(25):
         q, a, _ = history(random.Random(seed), 120)
-        model = Immediate(spec(wait=4))
+        model = OnlineModel(spec(wait=4))
         model.apply(q, a, 10**6)
         for name, n in model.figures().items():
             total[name] = total.get(name, 0) + (n if isinstance(n, int) else 0)
@@ -429,7 +429,7 @@ def test_several_key_columns_and_other_names_in_the_answers() -> None:
     questions: Schema = {"day": INT, "id": STRING, "a": FLOAT}
     answers: Schema = {"when": INT, "who": STRING, "y": FLOAT}
     names = {"key": ("day", "id"), "answer_key": ("when", "who"), "features": ("a",)}
-    model = Immediate(spec(questions=questions, answers=answers, **names))
+    model = OnlineModel(spec(questions=questions, answers=answers, **names))
     at = np.array([1, 1, 1])
     q = Delta(
         {"day": to_column([1, 2, None], INT), "id": to_column(["p"] * 3, STRING), "a": to_column([1.0] * 3, FLOAT)},
@@ -445,15 +445,15 @@ def test_several_key_columns_and_other_names_in_the_answers() -> None:
 def test_a_trained_learner_is_not_used_as_trained_nor_changed() -> None:
     mine = Echo()
     mine.learn_one({"a": 0.0}, 99.0)
-    out = Immediate(spec(learner=mine)).apply(asked((1, 1, "p", 1.0, 1)), told((2, 1, "p", 5.0, 1)), 0)
+    out = OnlineModel(spec(learner=mine)).apply(asked((1, 1, "p", 1.0, 1)), told((2, 1, "p", 5.0, 1)), 0)
     assert served(out) == [("p", 0.0)]
     assert mine.learnt == [({"a": 0.0}, 99.0)]
 
 
 def test_a_pipeline_that_advances_on_questions_leaves_river_and_other_models_alone() -> None:
     learner = preprocessing.StandardScaler() | linear_model.LinearRegression()
-    model = Immediate(spec(learner=learner, features=("a",), advance="questions"))
-    other = Immediate(spec(learner=learner, features=("a",)))
+    model = OnlineModel(spec(learner=learner, features=("a",), advance="questions"))
+    other = OnlineModel(spec(learner=learner, features=("a",)))
     for m in (model, other):
         m.apply(asked((1, 1, "p", 1.0, 1), (2, 1, "q", 1.0, 1)), told((3, 1, "p", 1.0, 1)), 0)
     assert model.model["StandardScaler"].counts["a"] == 2, "once per question"
@@ -525,7 +525,7 @@ def test_warnings_name_the_step_and_the_cure() -> None:
 def test_a_nested_step_does_advance_twice_as_the_warning_says() -> None:
     scaler = preprocessing.StandardScaler()
     learner = compose.TransformerUnion(compose.Select("a") | scaler) | linear_model.LinearRegression()
-    model = Immediate(spec(learner=learner, advance="questions"))
+    model = OnlineModel(spec(learner=learner, advance="questions"))
     model.apply(asked((1, 1, "p", 1.0, 1)), told((2, 1, "p", 1.0, 1)), 0)
     (union, _) = model.model.steps.values()
     (pipeline,) = union.transformers.values()

@@ -26,7 +26,7 @@ from river import (
     tree,
 )
 
-from engine.model import Immediate, ModelSpec
+from engine.model import ModelSpec, OnlineModel
 from operators.delta import BOOL, FLOAT, INT, Delta, Schema, concat, empty, to_column
 
 Rows = list[tuple[dict[str, Any], Any]]
@@ -86,16 +86,16 @@ def spec_of(s: Stream, learner: Any, metric: Any, wait: int = 10**9, **others: A
     )
 
 
-def run(spec: ModelSpec, s: Stream, cuts: Sequence[int], resumed: bool = False) -> tuple[Delta, Immediate]:
+def run(spec: ModelSpec, s: Stream, cuts: Sequence[int], resumed: bool = False) -> tuple[Delta, OnlineModel]:
     """Apply the stream cut before each `seq` of `cuts`; the watermark follows. Resumed: pickled at every cut."""
-    model, out, low = Immediate(spec), [empty(Immediate(spec).schema)], -(10**18)
+    model, out, low = OnlineModel(spec), [empty(OnlineModel(spec).schema)], -(10**18)
     for high in [*cuts, 10**18]:
         q, a = (d.take((d.seq >= low) & (d.seq < high)) for d in (s.questions, s.answers))
         if len(q) or len(a):
             out.append(model.apply(q, a, high if high < 10**18 else low))
         if resumed:
             state = pickle.dumps(model.snapshot())
-            model = Immediate(spec)
+            model = OnlineModel(spec)
             model.restore(pickle.loads(state))
         low = high
     return concat(out), model

@@ -15,7 +15,7 @@ import pytest
 
 from engine.flow import FlowError
 from engine.merge import Merge
-from engine.model import Immediate
+from engine.model import OnlineModel
 from engine.publish import Publish
 from engine.sink import Files
 from engine.view import Gather, Shard
@@ -72,8 +72,8 @@ POINTS = [
     (Shard, "__call__", True),
     (Shard, "snapshot", False),
     (Gather, "__call__", False),
-    (Immediate, "apply", True),
-    (Immediate, "snapshot", True),
+    (OnlineModel, "apply", True),
+    (OnlineModel, "snapshot", True),
     (Publish, "__call__", False),
     (Publish, "__call__", True),
     (Files, "write", True),
