@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import polars as pl
-from river import linear_model, preprocessing
+from river import linear_model, metrics, preprocessing
 
 import operators as op
 from benchmarks.hand import FEATURES
@@ -63,6 +63,7 @@ def pipeline(model: bool) -> Pipeline:
             features=FEATURES,
             learner=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
             refresh=immediate(),
+            metric=metrics.LogLoss(),
         )
         p.sink("predictions", fraud.predictions)
     return p
