@@ -119,7 +119,7 @@ def run(
     workers: Annotated[
         int | None, typer.Option(help="Threads that run the dataflow. [default: 1]", show_default=False)
     ] = None,
-    shards: Annotated[int | None, typer.Option(help="Parts of keyed state. [default: 2]", show_default=False)] = None,
+    shards: Annotated[int | None, typer.Option(help="Parts of keyed state. [default: 1]", show_default=False)] = None,
     batch_rows: Annotated[
         int | None, typer.Option(help="Most rows in a batch. [default: 1000]", show_default=False)
     ] = None,

@@ -38,7 +38,7 @@ from engine.view import Gather, Part, Shard, Split
 from operators.operator import microseconds
 
 _CAP = 200
-"""Batches in flight between two epochs at most: bytewax has no back-pressure between workers within an epoch."""
+"""Batches in flight at most: bytewax has no back-pressure between workers within an epoch."""
 
 
 class FlowError(RuntimeError):
@@ -99,7 +99,6 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
 
     def __init__(self, run: Run, state: Any) -> None:
         self._run = run
-        self._sent = 0
         run.merge = self._merge = Merge(
             partitions(run.graph, run.settings, run.follow, state),
             rank(run.graph),
@@ -108,22 +107,22 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             state,
         )
         self._next = run.guard("reading", self._merge.next)
+        self._began = self._merge.number
 
     def next_batch(self) -> Iterable[Batch]:
         if self._run.stop.is_set():
             raise StopIteration
-        if self._sent >= _CAP:
+        done = self._run.publish.number if self._run.publish is not None else self._began
+        if self._merge.number - done >= _CAP:
             return []
         batch = self._next()
         if batch is None:
             if self._run.follow:
                 return []
             raise StopIteration
-        self._sent += 1
         return [batch]
 
     def snapshot(self) -> Any:
-        self._sent = 0
         return self._merge.state()
 
 

@@ -21,18 +21,19 @@ def outputs(graph: Graph) -> list[str]:
 class Publish:
     """Writes the changes of each sink's relations, dead letters and late changes; counts what each view holds.
 
-    rows: for each view (rows inserted, rows retracted). contained: for each source the watermark, read: the number of
+    number: the last batch. rows: for each view (rows inserted, rows retracted). contained: for each source the watermark, read: the number of
     changes, of which every view contains all.
     """
 
     def __init__(self, graph: Graph, out: Path, state: Any = None) -> None:
         self.graph = graph
+        self.number = 0
         self.rows = dict.fromkeys(graph.views, (0, 0))
         self.contained: dict[str, int] = {}
         self.read: dict[str, int] = {}
         lengths = None
         if state is not None:
-            self.rows, self.contained, self.read, lengths = state
+            self.number, self.rows, self.contained, self.read, lengths = state
         self.files = Files(out, outputs(graph), lengths)
 
     def __call__(self, batch: Batch) -> None:
@@ -51,7 +52,7 @@ class Publish:
             self.files.write(DEAD_LETTERS, b"".join(batch.dead))
         if batch.late:
             self.files.write(LATE, b"".join(batch.late))
-        self.contained, self.read = batch.watermark, batch.read
+        self.number, self.contained, self.read = batch.number, batch.watermark, batch.read
 
     def snapshot(self) -> Any:
-        return dict(self.rows), self.contained, self.read, self.files.flush()
+        return self.number, dict(self.rows), self.contained, self.read, self.files.flush()

@@ -43,7 +43,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """How often the state is saved; after a crash at most this much work is done again."""
     batch_rows: int = 1000
     """The most rows in one batch; fewer when fewer are waiting."""
-    shards: int = 2
+    shards: int = 1
     """Into how many parts keyed state is cut; fixed while state is kept."""
     workers: int = 1
     """Threads that run the dataflow."""

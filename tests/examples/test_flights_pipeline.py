@@ -58,7 +58,8 @@ def test_features_are_what_sql_finds_in_the_files(run: Run) -> None:
     db.execute("SET TimeZone = 'UTC'")
     for name, when in (("departures", "sched_dep"), ("landings", "arrived"), ("weather", "observed")):
         db.execute(f"""CREATE TABLE {name} AS SELECT * REPLACE ({when}::TIMESTAMPTZ AS {when}),
-            row_number() OVER () AS pos FROM read_json('{data}/{name}.jsonl', format='newline_delimited') WHERE {when}::TIMESTAMPTZ < {until}""")
+            row_number() OVER () AS pos
+            FROM read_json('{data}/{name}.jsonl', format='newline_delimited') WHERE {when}::TIMESTAMPTZ < {until}""")
     db.execute(f"CREATE TABLE planes AS SELECT * FROM read_json('{data}/planes.jsonl', format='newline_delimited')")
     want = db.sql("""
         SELECT d.flight_id,
