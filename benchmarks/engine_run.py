@@ -39,6 +39,7 @@ def pipeline(model: bool) -> Pipeline:
     rows = p.view(
         "rows",
         payments,
+        op.project("tx_id", "card_id", "amount"),
         op.window(
             by="card_id",
             size="1h",
@@ -50,7 +51,6 @@ def pipeline(model: bool) -> Pipeline:
             sum_1h=op.total("amount"),
             mean_1h=op.mean("amount"),
         ),
-        op.project("tx_id", "card_id", *FEATURES, at=pl.col("ts").dt.epoch("ms")),
     )
     p.sink("rows", rows)
     if model:
@@ -64,12 +64,13 @@ def pipeline(model: bool) -> Pipeline:
             learner=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
             refresh=immediate(),
             metric=metrics.LogLoss(),
+            wait="1m",
         )
         p.sink("predictions", fraud.predictions)
     return p
 
 
-def run(lines_path: Path, folder: Path, model: bool, batch_rows: int = 1000) -> None:
+def run(lines_path: Path, folder: Path, model: bool, batch_rows: int = 4000) -> None:
     """Run to the end of the lines; outputs and state go to `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     p = pipeline(model)

@@ -31,6 +31,10 @@ def shape_of(source: Source) -> Shape:
     )
 
 
+_BLOCK = 1 << 19
+"""Bytes read at once: some thousand records."""
+
+
 class FilePartition:
     """A file of records as a partition."""
 
@@ -58,7 +62,7 @@ class FilePartition:
         return self._lines.total
 
     def read(self) -> Chunk | None:
-        records, offsets = self._lines.read()
+        records, offsets = self._lines.read(_BLOCK)
         if not records:
             return None
         got = self._decoder.decode(records)

@@ -121,7 +121,7 @@ def run(
     ] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of keyed state. [default: 1]", show_default=False)] = None,
     batch_rows: Annotated[
-        int | None, typer.Option(help="Most rows in a batch. [default: 1000]", show_default=False)
+        int | None, typer.Option(help="Most rows in a batch. [default: 4000]", show_default=False)
     ] = None,
     epoch: Annotated[
         str | None, typer.Option(help="How often state is saved. [default: 2s]", show_default=False)

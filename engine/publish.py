@@ -21,8 +21,8 @@ def outputs(graph: Graph) -> list[str]:
 class Publish:
     """Writes the changes of each sink's relations, dead letters and late changes; counts what each view holds.
 
-    number: the last batch. rows: for each view (rows inserted, rows retracted). contained: for each source the watermark, read: the number of
-    changes, of which every view contains all.
+    number: the last batch. rows: for each view (rows inserted, rows retracted). contained: for each source the
+    watermark, read: the number of changes, of which every view contains all.
     """
 
     def __init__(self, graph: Graph, out: Path, state: Any = None) -> None:

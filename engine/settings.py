@@ -41,7 +41,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """By source name: where its changes come from."""
     epoch: str = "2s"
     """How often the state is saved; after a crash at most this much work is done again."""
-    batch_rows: int = 1000
+    batch_rows: int = 4000
     """The most rows in one batch; fewer when fewer are waiting."""
     shards: int = 1
     """Into how many parts keyed state is cut; fixed while state is kept."""

@@ -132,7 +132,9 @@ class _Projected(Maintained):
 
 def _without_idle(delta: Delta) -> Delta:
     """The delta without those corrections that put a row in the place of an equal one."""
-    touched = np.flatnonzero(np.isin(delta.seq, delta.seq[delta.weight < 0]))
+    causes = np.unique(delta.seq[delta.weight < 0])
+    nearest = np.minimum(np.searchsorted(causes, delta.seq), len(causes) - 1)
+    touched = np.flatnonzero(causes[nearest] == delta.seq)
     some = delta.take(touched)
     order = lexsort(some.seq, some.at, some.pos, some.weight)
     old, new = order[:-1], order[1:]
