@@ -91,7 +91,8 @@ def nulls(n: int, dtype: pl.DataType) -> Array:
 def is_null(a: Array) -> npt.NDArray[np.bool_]:
     """Where a column is null."""
     if a.dtype == object:
-        return np.equal(a, None).astype(np.bool_)
+        absent: npt.NDArray[np.bool_] = (a == np.array(None)).astype(np.bool_)
+        return absent
     mask: npt.NDArray[np.bool_] = a != a if a.dtype == np.float64 else a == np.iinfo(a.dtype).min
     return mask
 
