@@ -141,7 +141,8 @@ def run(
     try:
         settings = load(folder, given, bind or [])
         if p.prepare is not None and not bind:
-            p.prepare(folder)
+            with errors.status(f"{p.name}: preparing the data"):
+                p.prepare(folder)
         check_bindings(p, settings)
         held = claim(state, p.name, p.definition(), settings.shards, out, outputs(p))
     except (SettingsError, DefinitionError) as error:
@@ -215,7 +216,8 @@ def _watch(live: Run, thread: Thread, quiet: bool) -> None:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=errors, disable=quiet, transient=True) as bar:
-        task = bar.add_task(live.graph.name, total=1.0, changes=0, rate=0.0)
+        starting = f"{live.graph.name}: starting (a first run compiles its kernels)"
+        task = bar.add_task(starting, total=1.0, changes=0, rate=0.0)
         first: int | None = None
         began = time.monotonic()
         while thread.is_alive():
@@ -226,6 +228,8 @@ def _watch(live: Run, thread: Thread, quiet: bool) -> None:
             if first is None:
                 first, began = changes, time.monotonic()
             rate = (changes - first) / max(time.monotonic() - began, 1e-3)
+            if changes and live.publish is not None:
+                bar.update(task, description=live.graph.name)
             bar.update(task, completed=merge.progress, changes=changes, rate=rate)
 
 
