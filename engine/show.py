@@ -49,7 +49,15 @@ def graph_of(graph: Graph) -> RenderableType:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        min_width=len(title),
+    )
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i == 0 else "right", header_style="dim", no_wrap=True)
     return table
@@ -86,7 +94,16 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
         sources.add_row(
             name, _number(s["changes"]), _number(s["late"]), _number(s["dead_letters"]), _minute(s["watermark"])
         )
-    views = _table("Views", "view", "rows", "corrected", "frontier", "local lag", "global", "pending")
+    views = _table(
+        "Views, and how far behind their inputs (local) and sources (global)",
+        "view",
+        "rows",
+        "corrected",
+        "frontier",
+        "local",
+        "global",
+        "pending",
+    )
     for name, v in figures["views"].items():
         views.add_row(
             name,
@@ -121,7 +138,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
 
 def _quality(models: Mapping[str, Any]) -> Table:
     table = _table(
-        "Quality: answers against the predictions that were served",
+        "Quality of what was served",
         "model, metric",
         "honest",
         "baseline",
@@ -142,6 +159,6 @@ def _leaks(models: Mapping[str, Any]) -> list[Text]:
             if leak is not None:
                 claimed, honest = _number(leak), _number(m["metrics"][metric])
                 lines.append(
-                    Text(f"{name}: learning each label at once would have claimed {metric} {claimed}; honest: {honest}")
+                    Text(f"{name}: a label learnt at once would have claimed {metric} {claimed}, not {honest}")
                 )
     return lines
