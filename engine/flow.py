@@ -34,7 +34,7 @@ from engine.model import OnlineModel
 from engine.plan import Stage, rank, roots, stages
 from engine.publish import Publish
 from engine.settings import Settings
-from engine.view import Gather, Part, Shard, Split
+from engine.view import Gather, Shard, Split
 from operators.operator import microseconds
 
 _CAP = 200
@@ -247,6 +247,3 @@ def _publish(run: Run) -> Callable[[Any], _Keep]:
         return _Keep(run.guard("publish", work), run.guard("publish: save", mine.snapshot))
 
     return run.guard("publish", build_one)
-
-
-__all__ = ["FlowError", "Part", "Run", "build"]

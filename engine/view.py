@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from engine.batch import Batch
-from engine.graph import Graph
+from engine.graph import DELETED, Graph
 from engine.plan import Stage, roots
-from operators.delta import Delta, concat, empty, in_order
+from operators.delta import Delta, Ints, concat, empty, in_order, is_null
 from operators.operator import Maintained
 from operators.state import keys_of, shard
 
@@ -71,10 +71,19 @@ class Split:
             memo[k] = shard(k, self.shards)
         where = np.fromiter(map(memo.__getitem__, keys), np.int64, len(keys))
         pieces = {s: np.flatnonzero(where == s) for s in np.unique(where).tolist()}
-        if "deleted" in delta.columns and (everywhere := [i for i, k in enumerate(keys) if k is None]):
+        everywhere = _of_all_keys(delta, key)
+        if len(everywhere):
             for s in range(self.shards):
                 pieces[s] = np.union1d(pieces.get(s, np.empty(0, np.int64)), everywhere)
         return [(s, delta.take(rows)) for s, rows in pieces.items()]
+
+
+def _of_all_keys(delta: Delta, key: tuple[str, ...]) -> Ints:
+    """The messages that delete every key: those whose key is null. Every shard must see them."""
+    if DELETED not in delta.columns:
+        return np.empty(0, np.int64)
+    keyless = np.logical_and.reduce([is_null(delta.columns[k]) for k in key])
+    return np.flatnonzero(keyless & (delta.columns[DELETED] == 1))
 
 
 class Shard:
