@@ -31,7 +31,7 @@ def shape_of(source: Source) -> Shape:
     )
 
 
-_BLOCK = 1 << 19
+_BLOCK = 1 << 20
 """Bytes read at once: some thousand records."""
 
 
@@ -63,7 +63,7 @@ class FilePartition:
 
     def read(self) -> Chunk | None:
         records, offsets = self._lines.read(_BLOCK)
-        if not records:
+        if not len(records):
             return None
         got = self._decoder.decode(records)
         bad = [(int(offsets[i]), reason, records[i]) for i, reason in got.bad]
@@ -72,8 +72,7 @@ class FilePartition:
             quiet[got.index] = False
             quiet[[i for i, _ in got.bad]] = False
             bad = sorted([*bad, *((int(offsets[i]), "", b"") for i in np.flatnonzero(quiet))], key=lambda b: b[0])
-        rows = records if len(got.index) == len(records) else [records[i] for i in got.index]
-        return Chunk(got.columns, got.deleted, got.at, offsets[got.index], rows, bad)
+        return Chunk(got.columns, got.deleted, got.at, offsets[got.index], records.take(got.index), bad)
 
     def identity(self) -> Any:
         return self._lines.fingerprint

@@ -29,6 +29,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from engine.scan import INTEGER, MOMENT, REAL, TEXT, TRUTH, Field, Records, Scanner, plain
 from operators.delta import (
     BOOL,
     FLOAT,
@@ -53,6 +54,13 @@ _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999
 _SCALE = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _DELETES = {"delete", "d"}
 _UPDATES = {"update", "u"}
+_INSERT, _UPDATE, _DELETE, _DOUBTFUL = range(1, 5)
+_ASKED: dict[str | None, int] = {
+    None: 0,
+    **dict.fromkeys(("insert", "c", "r"), _INSERT),
+    **dict.fromkeys(_UPDATES, _UPDATE),
+    **dict.fromkeys(_DELETES, _DELETE),
+}
 _OPS = Literal["insert", "update", "delete", "c", "u", "d", "r"]
 _MALFORMED = re.compile(r"^JSON is malformed: |^Input data was ")
 _PATH = re.compile(r"`\$\.([^`]*)`")
@@ -95,6 +103,19 @@ class Decoded:
     bad: list[tuple[int, str]] = field(default_factory=list)
     skipped: int = 0
 
+    def among(self, others: Decoded, numbers: Ints) -> Decoded:
+        """With the rows of other records of the same sequence, whose numbers are given."""
+        index = np.concatenate([self.index, numbers[others.index]])
+        order = np.argsort(index)
+        return Decoded(
+            {n: np.concatenate([c, others.columns[n]])[order] for n, c in self.columns.items()},
+            np.concatenate([self.deleted, others.deleted])[order],
+            np.concatenate([self.at, others.at])[order],
+            index[order],
+            sorted([*self.bad, *((int(numbers[i]), reason) for i, reason in others.bad)]),
+            self.skipped + others.skipped,
+        )
+
 
 class _Refused(ValueError):
     """A record that is well-formed and cannot be accepted; the text is the reason."""
@@ -119,7 +140,7 @@ class Decoder:
     >>> from operators.delta import INT, STRING
     >>> shape = Shape("users", {"id": INT, "name": STRING}, ("id",), None, {}, False, frozenset({"id"}), 0, 0)
     >>> records = [b'{"id": 1, "name": "Ann"}', b'{"id": 1, "op": "delete"}', b'{"id": "x"}']
-    >>> got = Decoder(shape, "changes").decode(records)
+    >>> got = Decoder(shape, "changes").decode(Records.of(records))
     >>> got.columns["id"].tolist(), got.deleted.tolist(), got.index.tolist()
     ([1, 1], [False, True], [0, 1])
     >>> got.bad
@@ -179,9 +200,62 @@ class Decoder:
         elif form != "rows":
             raise ValueError(f"the format is {form!r}: expected 'rows', 'changes' or 'debezium'")
         self._parse: Callable[[bytes], Any] = msgspec.json.Decoder(parsed).decode
+        self._scanner = None
+        if form != "debezium" and all(map(plain, shape.schema)):
+            fields = [c.scanned for c in self._columns]
+            fields += [Field("op", TEXT)] * self._op + [Field("weight", INTEGER, least=-1, most=1)] * self._weight
+            self._scanner = Scanner([*fields, *[Field("at", MOMENT)] * self._reserved_at], strict_columns, max_record)
 
-    def decode(self, records: Sequence[bytes]) -> Decoded:
+    def decode(self, records: Records) -> Decoded:
         """The rows of the records, in their order. No record makes it raise."""
+        if self._scanner is None:
+            return self._one_by_one(list(records))
+        taken, columns = self._scanner.scan(records, self._valid(records))
+        index = np.flatnonzero(taken)
+        deleted, given, doubtful = self._changes(columns, len(index))
+        if doubtful is not None:
+            taken[index[doubtful]] = False
+            columns, index = {n: c[~doubtful] for n, c in columns.items()}, index[~doubtful]
+            deleted, given = deleted[~doubtful], given if given is None else given[~doubtful]
+        scanned = self._checked(columns, deleted, given, index, [], 0)
+        if len(index) == len(records):
+            return scanned
+        rest = np.flatnonzero(~taken)
+        return scanned.among(self._one_by_one([records[i] for i in rest.tolist()]), rest)
+
+    def _valid(self, records: Records) -> bool:
+        if records.block.isascii():
+            return True
+        try:
+            records.block.decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def _changes(
+        self, columns: Columns, n: int
+    ) -> tuple[npt.NDArray[np.bool_], Ints | None, npt.NDArray[np.bool_] | None]:
+        """What scanned rows ask for, from the fields that are no columns, which are taken out.
+
+        Whether each is a delete, what it says of its time, and which rows are to be looked at alone.
+        """
+        given = columns.pop("at") if self._reserved_at else None
+        none = np.zeros(n, np.bool_)
+        if not self._op and not self._weight:
+            return none, given, None
+        op = none.astype(np.int64)
+        if self._op and (found := columns.pop("op")).any():
+            op = np.fromiter((_ASKED.get(o, _DOUBTFUL) for o in found.tolist()), np.int64, n)
+        weight = columns.pop("weight") if self._weight else np.full(n, NULL)
+        deleted = (op == _DELETE) | ((op == 0) & (weight == -1))
+        doubtful = (op == _DOUBTFUL) | (weight == 0)
+        doubtful |= (op > 0) & (weight != NULL) & (deleted != (weight == -1))
+        if self.shape.append_only:
+            doubtful |= deleted | (op == _UPDATE)
+        return deleted, given, doubtful if doubtful.any() else None
+
+    def _one_by_one(self, records: list[bytes]) -> Decoded:
+        """`decode` by msgspec."""
         parsed: list[Any] | None = None
         if self._clean(records):
             try:
@@ -370,14 +444,25 @@ class Decoder:
         bad: list[tuple[int, str]],
         skipped: int,
     ) -> Decoded:
-        """The columns of the rows; refuses those with a null or a time that cannot be.
-
-        given: event times that count where the row has none, and always for deletes.
-        """
         n = len(rows)
         columns = {c.name: c.of(rows, n) for c in self._columns}
         gone = np.zeros(n, np.bool_) if deleted is None else deleted
-        shape = self.shape
+        return self._checked(columns, gone, given, index, bad, skipped)
+
+    def _checked(
+        self,
+        columns: Columns,
+        gone: npt.NDArray[np.bool_],
+        given: Ints | None,
+        index: Ints,
+        bad: list[tuple[int, str]],
+        skipped: int,
+    ) -> Decoded:
+        """The rows without those that have a null or a time that cannot be, which are refused.
+
+        given: event times that count where the row has none, and always for deletes.
+        """
+        shape, n = self.shape, len(gone)
         at = np.full(n, NULL) if shape.at is None else columns[shape.at]
         if given is not None:
             own = at
@@ -476,6 +561,12 @@ class _Column:
         unit = shape.epoch.get(name) if dtype == TIME else None
         self.iso = dtype == TIME and unit is None
         self.scale = _SCALE[unit] if unit else 1
+        kind = {STRING: TEXT, FLOAT: REAL, BOOL: TRUTH, INT: INTEGER, TIME: MOMENT if self.iso else INTEGER}[dtype]
+        self.scanned = Field(name, kind, name not in shape.key)
+        if unit:
+            self.scanned = Field(
+                name, kind, name not in shape.key, _FIRST // self.scale, _LAST // self.scale, self.scale
+            )
         self.type: Any = {STRING: str, FLOAT: float, BOOL: bool}.get(dtype)
         if dtype == INT:
             self.type = Annotated[int, msgspec.Meta(ge=NULL + 1, le=-(NULL + 1))]

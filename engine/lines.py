@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.scan import Records
 from operators.delta import Ints
 
 _BLOCK = 1 << 17
+_LF, _CR = 10, 13
 _PRINT = 1 << 10
 """The most bytes that a fingerprint covers."""
 
@@ -40,9 +42,11 @@ class Lines:
     >>> _ = path.write_bytes(b'{"n":1}\n{"n":2}\n')
     >>> lines = Lines(path)
     >>> lines.read()
-    ([b'{"n":1}', b'{"n":2}'], array([0, 8]))
-    >>> Lines(path, position=8).read(), lines.position, lines.ended
-    (([b'{"n":2}'], array([8])), 16, True)
+    (Records(b'{"n":1}', b'{"n":2}'), array([0, 8]))
+    >>> lines.position, lines.ended
+    (16, True)
+    >>> Lines(path, position=8).read()
+    (Records(b'{"n":2}'), array([8]))
     """
 
     def __init__(self, path: Path, position: int = 0, *, follow: bool = False, max_line: int = 64 << 20) -> None:
@@ -73,6 +77,7 @@ class Lines:
         self._read = 0
         self._exhausted = False
         self._broken: str | None = None
+        self._about = _BLOCK
         self._head = b""
         self._length = 0
         self._complete = False
@@ -91,7 +96,7 @@ class Lines:
     @property
     def ended(self) -> bool:
         """Whether no line is there now; without following: for good. Looks ahead in the file."""
-        return not self._look(_BLOCK) and self._broken is None
+        return not self._look(self._about) and self._broken is None
 
     @property
     def fingerprint(self) -> str:
@@ -110,39 +115,39 @@ class Lines:
                 f"({found}, expected {fingerprint}); put the old file back, or start again without the state"
             )
 
-    def read(self, about: int = _BLOCK) -> tuple[list[bytes], Ints]:
+    def read(self, about: int = _BLOCK) -> tuple[Records, Ints]:
         """The next whole lines, of about so many bytes together, without line ends, and where each begins.
 
         No lines when nothing more is there now. A line may end in LF or CR LF. Raises `LinesError` when the file was
         cut or replaced under the reader, or is a damaged gzip file; the lines before the damage are handed out first.
         """
+        self._about = about
         if not self._look(about):
             if self._broken is not None:
                 raise LinesError(self._broken)
-            return [], np.empty(0, np.int64)
+            return Records.of([]), np.empty(0, np.int64)
         if self._length:
             return self._hand_out_long()
         buffer, begin = self._buffer, self._used
         cut = buffer.rfind(b"\n", begin, begin + about) + 1 or buffer.find(b"\n", begin) + 1
-        whole = buffer[begin : cut - 1] if cut else buffer[begin:]
-        end = cut or len(buffer)
-        lines = whole.split(b"\n")
-        offsets = np.full(len(lines), self.position)
-        offsets[1:] += np.cumsum(np.fromiter(map(len, lines), np.int64, len(lines))[:-1] + 1)
-        self.position += end - begin
-        self._used = end
-        if b"\r" in whole:
-            lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
-        if len(whole) > self.max_line:
-            lines = [line[: self.max_line] for line in lines]
-        return lines, offsets
+        block = buffer[begin:cut] if cut else buffer[begin:] + b"\n"
+        self._used = cut or len(buffer)
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _LF)
+        begins = np.concatenate([[0], ends[:-1] + 1])
+        offsets = begins + self.position
+        self.position += self._used - begin
+        if b"\r" in block:
+            ends = ends - (np.frombuffer(block, np.uint8)[np.maximum(ends - 1, begins)] == _CR)
+        if len(block) > self.max_line:
+            ends = np.minimum(ends, begins + self.max_line)
+        return Records(block, begins, ends), offsets
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _hand_out_long(self) -> tuple[list[bytes], Ints]:
-        lines, offsets = [self._head], np.array([self.position])
+    def _hand_out_long(self) -> tuple[Records, Ints]:
+        lines, offsets = Records.of([self._head]), np.array([self.position])
         self.position += self._length + self._complete
         self._head, self._length, self._complete = b"", 0, False
         return lines, offsets

@@ -23,6 +23,7 @@ import orjson
 
 from engine.batch import Batch
 from engine.graph import DELETED, Source
+from engine.scan import Records
 from operators.delta import BEGINNING, NULL, Array, Columns, Delta, Ints, concat, empty, in_order
 
 _DAY = 86_400_000_000
@@ -38,7 +39,7 @@ class Chunk:
     deleted: Array
     at: Ints
     offset: Ints
-    records: Sequence[bytes]
+    records: Records
     bad: list[tuple[int, str, bytes]] = field(default_factory=list)
     """(offset, reason, record), by offset; without a reason it is a record that asks for nothing, only counted"""
 
@@ -88,7 +89,7 @@ class _Feed:
         self.newest = self.watermark
         self.columns = empty(source.messages).columns
         self.at = self.known = self.offset = np.empty(0, np.int64)
-        self.records: list[bytes] = []
+        self.records = Records.of([])
         self.bad: list[tuple[int, str, bytes]] = []
 
     def __len__(self) -> int:
@@ -113,13 +114,13 @@ class _Feed:
             columns = {n: np.concatenate([c, columns[n]]) for n, c in self.columns.items()}
             at, known = np.concatenate([self.at, at]), np.concatenate([self.known, known])
             self.offset = np.concatenate([self.offset, chunk.offset])
-            self.records = self.records + list(chunk.records)
+            self.records = self.records.then(chunk.records)
         else:
-            self.offset, self.records = chunk.offset, list(chunk.records)
+            self.offset, self.records = chunk.offset, chunk.records
         self.columns, self.at, self.known = columns, at, known
         return True
 
-    def hand_out(self, n: int) -> tuple[Delta, Ints, list[bytes]]:
+    def hand_out(self, n: int) -> tuple[Delta, Ints, Records]:
         """The next n rows, what they become known at, and their records."""
         delta = Delta(
             {name: c[:n] for name, c in self.columns.items()},
@@ -128,9 +129,10 @@ class _Feed:
             self.offset[:n] + self.base,
             np.empty(n, np.int64),
         )
-        known, records = self.known[:n], self.records[:n]
+        known, records = self.known[:n], self.records.take(slice(n))
         self.columns = {name: c[n:] for name, c in self.columns.items()}
-        self.at, self.known, self.offset, self.records = self.at[n:], self.known[n:], self.offset[n:], self.records[n:]
+        self.at, self.known, self.offset = self.at[n:], self.known[n:], self.offset[n:]
+        self.records = self.records.take(slice(n, None))
         self.position = int(self.offset[0]) if len(self.offset) else self.partition.position
         self.counts["rows"] += n
         return delta, known, records
@@ -340,7 +342,7 @@ class Merge:
         return done
 
     def _judge(
-        self, feed: _Feed, delta: Delta, known: Ints, records: list[bytes], rank: Ints, clock: Ints
+        self, feed: _Feed, delta: Delta, known: Ints, records: Records, rank: Ints, clock: Ints
     ) -> tuple[Delta, list[bytes]]:
         """Number the rows, and tell the late ones from the others."""
         source = feed.source

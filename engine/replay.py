@@ -12,6 +12,7 @@ from engine.graph import DELETED, Graph, Source
 from engine.merge import Chunk, Merge, Partition
 from engine.model import OnlineModel
 from engine.plan import rank, roots, stages
+from engine.scan import Records
 from engine.view import Shard
 from operators.delta import AT, NULL, POS, Delta, accumulate, to_array
 from operators.operator import DefinitionError, known
@@ -43,7 +44,7 @@ class FramePartition:
         self.ended, self.position, self.done = True, self.total, self.total
         columns = {s.name: to_array(s) for s in self._frame}
         at = columns[self._at] if self._at else np.full(self.total, NULL)
-        return Chunk(columns, self._deleted, at, np.arange(self.total), [b""] * self.total)
+        return Chunk(columns, self._deleted, at, np.arange(self.total), Records.of([b""] * self.total))
 
     def identity(self) -> Any:
         return None

@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.plan", "engine.show", "engine.settings", "engine.metrics"),
     ("engine.graph",),
     ("engine.model", "engine.lines", "engine.batch", "engine.freshness"),
+    ("engine.scan",),
     ("operators",),
     ("operators.<each>",),
     ("operators.<shared>",),

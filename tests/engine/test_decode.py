@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decode import Decoded, Decoder, Shape
+from engine.scan import Records
 from operators.delta import BOOL, FLOAT, INT, NULL, STRING, TIME, Schema, to_series
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -49,7 +50,7 @@ def reason(record: bytes, form: Any = "rows", strict: bool = False, **how: Any) 
     if form == "debezium":
         good = b'{"op":"c","after":' + good + b"}"
     decoder = Decoder(shape(**how), form, strict)
-    alone, among = decoder.decode([record]), decoder.decode([good, record, good])
+    alone, among = decoder.decode(Records.of([record])), decoder.decode(Records.of([good, record, good]))
     assert alone.bad == [(0, among.bad[0][1])]
     assert [i for i, _ in among.bad] == [1]
     assert among.index.tolist() == [0, 2]
@@ -246,7 +247,7 @@ def test_equals_the_slow_decoder(form: Any) -> None:
                 skipped += 1
             else:
                 want.append((i, *row))
-        got = decoder.decode(batch)
+        got = decoder.decode(Records.of(batch))
         assert [i for i, _ in got.bad] == bad
         assert rows(got) == want
         assert got.skipped == skipped
@@ -264,9 +265,8 @@ def test_equals_the_slow_decoder(form: Any) -> None:
 
 
 def test_types_and_nulls_of_the_columns() -> None:
-    got = Decoder(shape()).decode(
-        [b'{"id":1,"t":1704067200000}', b'{"id":2,"t":1704067200000,"x":1,"ok":true,"who":"a"}']
-    )
+    good = [b'{"id":1,"t":1704067200000}', b'{"id":2,"t":1704067200000,"x":1,"ok":true,"who":"a"}']
+    got = Decoder(shape()).decode(Records.of(good))
     assert {n: c.dtype for n, c in got.columns.items()} == {
         "id": np.int64, "who": object, "x": np.float64, "ok": np.int8, "seen": np.int64, "t": np.int64,
     }  # fmt: skip
@@ -278,14 +278,14 @@ def test_types_and_nulls_of_the_columns() -> None:
 
 def test_nothing_and_blank_records() -> None:
     for form in ("rows", "changes", "debezium"):
-        got = Decoder(shape(), form).decode([])
+        got = Decoder(shape(), form).decode(Records.of([]))
         assert (len(got.at), got.bad, got.skipped, list(got.columns)) == (0, [], 0, list(SCHEMA))
-        got = Decoder(shape(), form).decode([b"", b" \r\t"])
+        got = Decoder(shape(), form).decode(Records.of([b"", b" \r\t"]))
         assert (len(got.at), got.bad, got.skipped) == (0, [], 2)
 
 
 def test_the_last_of_two_fields_counts() -> None:
-    got = Decoder(shape()).decode([b'{"id":1,"who":"a","who":"b","t":1704067200000}'])
+    got = Decoder(shape()).decode(Records.of([b'{"id":1,"who":"a","who":"b","t":1704067200000}']))
     assert got.columns["who"].tolist() == ["b"]
 
 
@@ -338,18 +338,20 @@ def test_no_reason_holds_much_of_the_record() -> None:
 
 def test_strict_columns() -> None:
     record = b'{"id":1,"t":1704067200000,"extra":1}'
-    assert rows(Decoder(shape()).decode([record]))
+    assert rows(Decoder(shape()).decode(Records.of([record])))
     for form in ("rows", "changes", "debezium"):
         assert "object contains unknown field `extra`" in reason(record, form, strict=True)
     good = b'{"id":1,"t":1704067200000,"op":"c","weight":1,"at":"2024-01-01T00:00:00Z"}'
-    assert Decoder(shape(), "changes", True).decode([good]).bad == []
+    assert Decoder(shape(), "changes", True).decode(Records.of([good])).bad == []
     flat = b'{"id":1,"t":1704067200000,"__deleted":"false","__lsn":5}'
-    assert Decoder(shape(), "debezium", True).decode([flat]).bad == []
+    assert Decoder(shape(), "debezium", True).decode(Records.of([flat])).bad == []
 
 
 def test_a_field_that_is_a_column_is_never_reserved() -> None:
     schema: Schema = {"id": INT, "op": STRING, "weight": FLOAT, "at": STRING}
-    got = Decoder(shape(schema, at=None), "changes").decode([b'{"id":1,"op":"delete","weight":-1,"at":"x"}'])
+    got = Decoder(shape(schema, at=None), "changes").decode(
+        Records.of([b'{"id":1,"op":"delete","weight":-1,"at":"x"}'])
+    )
     assert rows(got, schema) == [(0, False, None, 1, "delete", -1.0, "x")]
 
 
@@ -358,7 +360,7 @@ def test_debezium_with_columns_named_as_its_fields() -> None:
     row = b'{"id":1,"op":"c","source":"web","payload":"p"}'
     envelope = b'{"op":"d","before":' + row + b',"after":null,"ts_ms":1704067200000}'
     wrapped = b'{"schema":{},"payload":' + envelope + b"}"
-    got = Decoder(shape(schema, at=None), "debezium").decode([row, envelope, wrapped])
+    got = Decoder(shape(schema, at=None), "debezium").decode(Records.of([row, envelope, wrapped]))
     values = (1, "c", "web", "p")
     assert rows(got, schema) == [(0, False, None, *values), (1, True, NOW, *values), (2, True, NOW, *values)]
 
@@ -371,7 +373,7 @@ def test_the_flattened_form_of_debezium() -> None:
         b'{"id":1,"__op":"r"}',
         b'{"schema":{},"payload":{"id":1,"__deleted":"true"}}',
     ]
-    got = Decoder(shape(schema, at=None), "debezium").decode(lines)
+    got = Decoder(shape(schema, at=None), "debezium").decode(Records.of(lines))
     assert rows(got, schema) == [(0, True, NOW, 1), (1, False, NOW, 1), (2, False, None, 1), (3, True, None, 1)]
 
 
@@ -383,7 +385,7 @@ def test_a_view_file_is_read_as_changes() -> None:
         b'{"id":1,"n":6,"at":"2024-01-01T00:00:00Z","weight":1}',
         b'{"id":1,"n":6,"at":null,"weight":1}',
     ]
-    got = Decoder(shape(schema, at=None), "changes").decode(lines)
+    got = Decoder(shape(schema, at=None), "changes").decode(Records.of(lines))
     assert rows(got, schema) == [
         (0, False, NOW, 1, 5),
         (1, True, NOW, 1, 5),
@@ -448,7 +450,7 @@ def test_reasons_of_changes(record: bytes, form: Any, told: str) -> None:
 
 def test_a_required_column_may_be_null_in_a_delete_only() -> None:
     decoder = Decoder(shape(required=("who",)), "changes")
-    got = decoder.decode([b'{"id":1,"t":1704067200000}', b'{"id":1,"op":"delete"}'])
+    got = decoder.decode(Records.of([b'{"id":1,"t":1704067200000}', b'{"id":1,"op":"delete"}']))
     assert got.bad == [(0, "`who` is null or missing: it is required")]
     assert rows(got) == [(1, True, None, 1, None, None, None, None, None)]
 
@@ -456,7 +458,7 @@ def test_a_required_column_may_be_null_in_a_delete_only() -> None:
 @pytest.mark.parametrize(("unit", "number"), [("s", NOW // 10**6), ("ms", NOW // 1000), ("us", NOW)])
 def test_epochs(unit: str, number: int) -> None:
     decoder = Decoder(shape(epoch={"t": unit, "seen": unit}))
-    got = decoder.decode([b'{"id":1,"t":%d}' % number, b'{"id":1,"t":%d,"seen":%d}' % (number, number)])
+    got = decoder.decode(Records.of([b'{"id":1,"t":%d}' % number, b'{"id":1,"t":%d,"seen":%d}' % (number, number)]))
     assert got.at.tolist() == [NOW, NOW]
     assert got.columns["seen"].tolist() == [NULL, NOW]
 

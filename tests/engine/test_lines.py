@@ -27,7 +27,7 @@ def everything(lines: Lines, about: int = 1 << 17) -> list[tuple[int, bytes]]:
         some, offsets = lines.read(about)
         assert some
         found += zip(offsets.tolist(), some, strict=True)
-    assert lines.read(about)[0] == []
+    assert not lines.read(about)[0]
     return found
 
 
@@ -100,7 +100,7 @@ def test_a_line_longer_than_allowed_is_cut_and_the_next_one_is_whole() -> None:
 def test_a_long_line_that_is_still_written_waits() -> None:
     path = file(b"x" * 3000)
     lines = Lines(path, follow=True, max_line=1000)
-    assert lines.read(64)[0] == []
+    assert not lines.read(64)[0]
     assert lines.position == 0
     with path.open("ab") as out:
         out.write(b"x\nb\n")
@@ -172,7 +172,7 @@ def test_a_followed_file_that_is_cut_removed_or_replaced() -> None:
     lines = Lines(path, follow=True)
     other = file(b"a\nb\n")
     other.replace(path)
-    assert lines.read()[0] == [b"a"]
+    assert list(lines.read()[0]) == [b"a"]
     with pytest.raises(LinesError, match="was replaced by another file"):
         lines.read()
 

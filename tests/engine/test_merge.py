@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine.graph import Source
 from engine.merge import OFFSET_BITS, Chunk, Merge
+from engine.scan import Records
 from operators.delta import BEGINNING, FLOAT, NULL, TIME
 
 MINUTE = 60_000_000
@@ -57,7 +58,7 @@ class Blocks:
             np.zeros(len(rows), bool),
             at,
             np.array(rows, np.int64),
-            [b'{"row":%d}' % i for i in rows],
+            Records.of([b'{"row":%d}' % i for i in rows]),
             [(i, "broken", b"raw %d" % i) for i in range(a, b) if i in self.bad],
         )
 
