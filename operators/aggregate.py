@@ -32,6 +32,7 @@ from operators.delta import AT as AT_COLUMN
 from operators.delta import BOOL, FLOAT, INT, NULL, STRING, TIME, Delta, Ints, Schema
 from operators.delta import POS as POS_COLUMN
 from operators.exact import add, exact_sum, rounded
+from operators.kernel import pointer
 from operators.operator import DefinitionError, Maintained, Operator, as_names, new_columns
 from operators.reduction import (
     CHANNEL,
@@ -121,8 +122,8 @@ class Aggregate(Operator):
             .unnest("_last")
         )
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
-        return _Aggregated(self, inputs[0], self.schema(inputs), corrected)
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
+        return _Aggregated(self, inputs[0], self.schema(inputs))
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
@@ -319,7 +320,7 @@ def _settle(rows, keys, k, channels):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _results(rows, keys, k, what, channels, stored, out, o):  # type: ignore[no-untyped-def]
+def _results(rows, keys, k, what, channels, out, o):  # type: ignore[no-untyped-def]
     """The reductions of a key into out[o]."""
     key_floats, floats, out_floats = keys.view(np.float64), rows.view(np.float64), out.view(np.float64)
     for r in range(what.shape[0]):
@@ -336,10 +337,10 @@ def _results(rows, keys, k, what, channels, stored, out, o):  # type: ignore[no-
         elif channels[c, MASK] == 0:
             out[o, place] = keys[k, b + HI]
         else:
-            f = b + OLD_HI if stored and keys[k, b + LOST] else b + HI
+            f = b + OLD_HI if keys[k, b + LOST] else b + HI
             hi, mid, lo = key_floats[k, f], key_floats[k, f + 1], key_floats[k, f + 2]
-            if stored and keys[k, b + LOST]:
-                x = exact_sum(floats, VALUES + c, keys[k, HEAD], keys[k, TAIL], hi, mid, lo)
+            if keys[k, b + LOST]:
+                x = exact_sum(pointer(floats), floats.shape[1], VALUES + c, keys[k, HEAD], keys[k, TAIL], hi, mid, lo)
             else:
                 x = rounded(hi, mid, lo)
             if kind == MEAN:
@@ -364,7 +365,7 @@ CAUSE, WEIGHT, WHEN, WHERE, SEQ = range(5)
 
 
 @njit(cache=True)
-def _change(rows, keys, free, slot, at, pos, words, weight, seq, what, channels, stored, horizon, stamp):  # type: ignore[no-untyped-def]
+def _change(rows, keys, free, slot, at, pos, words, weight, seq, what, channels, horizon, stamp):  # type: ignore[no-untyped-def]
     """Take a delta in. Returns lines, results, what each is about, slots of which nothing is left, and a row of the
     delta that does not fit, or -1."""
     n, R, missing = slot.shape[0], what.shape[0], -1
@@ -376,20 +377,17 @@ def _change(rows, keys, free, slot, at, pos, words, weight, seq, what, channels,
             keys[k, MARK], keys[k, TURN], touched[t] = stamp, t, i
             before[t, 0], before[t, 1], before[t, 2] = keys[k, LIVE], keys[k, AT], keys[k, POS]
             if keys[k, LIVE]:
-                _results(rows, keys, k, what, channels, stored, old, t)
+                _results(rows, keys, k, what, channels, old, t)
             t += 1
         latest[keys[k, TURN]] = seq[i]
         if weight[i] > 0:
-            if stored:
-                rows, line = _place(rows, keys, free, k, at[i], pos[i], horizon, channels)
-                if line < 0:
-                    missing = i
-                    continue
-                for c in range(channels.shape[0]):
-                    rows[line, VALUES + c] = words[i, c]
-                keys[k, AT], keys[k, POS] = _last(rows, keys, k)
-            else:
-                keys[k, AT], keys[k, POS] = at[i], pos[i]
+            rows, line = _place(rows, keys, free, k, at[i], pos[i], horizon, channels)
+            if line < 0:
+                missing = i
+                continue
+            for c in range(channels.shape[0]):
+                rows[line, VALUES + c] = words[i, c]
+            keys[k, AT], keys[k, POS] = _last(rows, keys, k)
             _enter(keys, k, words, i, channels)
             keys[k, LIVE] += 1
         else:
@@ -404,8 +402,7 @@ def _change(rows, keys, free, slot, at, pos, words, weight, seq, what, channels,
     cleared, gone = np.empty(t, np.int64), 0
     for u in range(t):
         k = slot[touched[u]]
-        if stored:
-            _settle(rows, keys, k, channels)
+        _settle(rows, keys, k, channels)
         live, there = keys[k, LIVE], before[u, 0] > 0
         for w in range(R):
             out[o, w] = old[u, w]
@@ -414,7 +411,7 @@ def _change(rows, keys, free, slot, at, pos, words, weight, seq, what, channels,
         new = o + 1 if there else o
         changed = live > 0
         if live > 0:
-            _results(rows, keys, k, what, channels, stored, out, new)
+            _results(rows, keys, k, what, channels, out, new)
             if there:
                 changed = keys[k, AT] != before[u, 1] or keys[k, POS] != before[u, 2]
                 for w in range(R):
@@ -447,11 +444,10 @@ def _sweep(rows, keys, free, slots, hand, n, horizon, channels):  # type: ignore
 class _Aggregated(Keyed):
     waves = False
 
-    def __init__(self, operator: Aggregate, schema: Schema, out: Schema, corrected: bool) -> None:
+    def __init__(self, operator: Aggregate, schema: Schema, out: Schema) -> None:
         super().__init__(operator.keys, out)
         self.by = operator.by
         self.plan = Plan(operator.reductions, schema, [0] * len(operator.reductions), [True])
-        self.stored = corrected
         channels = len(self.plan.channels)
         self.segments = Segments(CHANNELS + PER_CHANNEL * channels, VALUES + channels)
         self.stamp = 0
@@ -464,16 +460,11 @@ class _Aggregated(Keyed):
         delta, slot = deltas[0], slots[0]
         s, plan = self.segments, self.plan
         retracts = bool((delta.weight < 0).any())
-        if retracts and not self.stored:
-            raise ValueError(
-                "aggregate: a row was taken back although none was to be (corrected=False); "
-                "start it with corrected=True"
-            )
         words = plan.words(delta.columns, len(delta))
         self.stamp += 1
         s.rows, results, about, cleared, missing = _change(
             s.rows, s.keys, s.free, slot, delta.at, delta.pos, words, delta.weight, delta.seq, plan.what, plan.channels,
-            self.stored, horizon, self.stamp,
+            horizon, self.stamp,
         )  # fmt: skip
         if missing >= 0:
             raise ValueError(
@@ -488,13 +479,13 @@ class _Aggregated(Keyed):
             if _went_over(delta, slot):
                 about[:, SEQ] = delta.seq[-1]
             order = lexsort(about[:, SEQ], about[:, WEIGHT])
-            about, results = about[order], results[order]
+            about, results = np.take(about, order, axis=0), np.take(results, order, axis=0)
         keys = {n: delta.columns[n][about[:, CAUSE]] for n in self.by}
         weight, at, pos, seq = (about[:, w].copy() for w in (WEIGHT, WHEN, WHERE, SEQ))
         return Delta({**keys, **plan.columns(results)}, weight, at, pos, seq)
 
     def _sweep(self, n: int, horizon: int) -> None:
-        if self.stored and (capacity := self.slots.capacity):
+        if capacity := self.slots.capacity:
             some = min(n + 1, capacity)
             s = self.segments
             s.rows = _sweep(s.rows, s.keys, s.free, capacity, self.hand, some, horizon, self.plan.channels)

@@ -70,9 +70,9 @@ class Dedupe(Operator):
             blocked &= before >= pl.max_horizontal(AT, BEGINNING + self.within) - self.within
         return relations[0].sort(AT, POS).with_columns(_blocked=blocked).filter(~pl.col("_blocked")).drop("_blocked")
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
         self.schema(inputs)
-        return _Firsts(self.by, inputs[0], -1 if self.within is None else self.within, corrected)
+        return _Firsts(self.by, inputs[0], -1 if self.within is None else self.within)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
@@ -170,9 +170,9 @@ def _forget(reach, horizon, slots, held, slab, runs, free):  # type: ignore[no-u
 class _Firsts(Keyed):
     alone = True  # changes of one seq are applied one after another, which needs no waves
 
-    def __init__(self, by: Sequence[str], schema: Schema, reach: int, corrected: bool) -> None:
+    def __init__(self, by: Sequence[str], schema: Schema, reach: int) -> None:
         super().__init__([by], schema)
-        self.reach, self.corrected = reach, corrected
+        self.reach = reach
         self.entries = Timelines()
         self.rows = Rows(schema)
         self.number = 0
@@ -188,11 +188,10 @@ class _Firsts(Keyed):
         entries = self.entries
         new = delta.weight > 0
         self.sweep.touch(slot, ~new)
-        if self.corrected:
-            self.number = self.rows.first + len(self.rows)
-            self.rows.add(delta if new.all() else delta.take(new))
+        number = self.rows.first + len(self.rows)
+        self.rows.add(delta if new.all() else delta.take(new))
         entries.slab, kept, gone, fixes, bad = _firsts(
-            self.reach, self.number, entries.slab, entries.runs, entries.free, slot, delta.at, delta.pos, delta.weight,
+            self.reach, number, entries.slab, entries.runs, entries.free, slot, delta.at, delta.pos, delta.weight,
             delta.seq,
         )  # fmt: skip
         if bad >= 0:
@@ -201,15 +200,6 @@ class _Firsts(Keyed):
                 "expected a row that was inserted, not taken back since, and not before the horizon"
             )
         out = delta if kept.all() else delta.take(kept)
-        if not self.corrected:
-            if len(fixes) or len(gone):
-                raise ValueError(
-                    f"rows up to at={int(delta.at.max())} came late or were taken back although corrected=False "
-                    "promised that none would; expected rows in the order of (at, pos)"
-                )
-            self.number += len(delta)
-            self.newest = max(self.newest, int(delta.at.max()))
-            return out
         if len(fixes):
             out = concat([out, self.rows.take(fixes[:, 0], fixes[:, 1].copy(), fixes[:, 2].copy())])
         if len(gone):
@@ -218,14 +208,13 @@ class _Firsts(Keyed):
 
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         out = super().apply(deltas, horizon)
-        passed = horizon if self.corrected else max(horizon, self.newest)
         entries = self.entries
-        slots = self.sweep.slots(self.slots.capacity, passed)
+        slots = self.sweep.slots(self.slots.capacity, horizon)
         entries.slab, empty = _forget(
-            self.reach, passed, slots, self.sweep.held, entries.slab, entries.runs, entries.free
+            self.reach, horizon, slots, self.sweep.held, entries.slab, entries.runs, entries.free
         )
-        if passed > BEGINNING:
-            self.rows.expire(passed)
+        if horizon > BEGINNING:
+            self.rows.expire(horizon)
         if len(empty):
             self.slots.release(empty.tolist())
             if not len(self.slots):
@@ -239,14 +228,12 @@ class _Firsts(Keyed):
             "entries": self.entries.snapshot(),
             "rows": self.rows.snapshot(),
             "sweep": self.sweep.snapshot(),
-            "numbers": (self.number, self.newest),
         }
 
     def load(self, arrays: dict[str, Any]) -> None:
         self.entries.restore(arrays["entries"])
         self.rows.restore(arrays["rows"])
         self.sweep.restore(arrays["sweep"])
-        self.number, self.newest = arrays["numbers"]
 
     @property
     def size(self) -> tuple[int, int]:

@@ -112,11 +112,14 @@ def minus(ahi, amid, alo, bhi, bmid, blo):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def exact_sum(values, column, start, end, hi, mid, lo):  # type: ignore[no-untyped-def]
-    """The sum of (hi, mid, lo) and values[start:end, column] without the nans, rounded once."""
+def exact_sum(values, width, column, start, end, hi, mid, lo):  # type: ignore[no-untyped-def]
+    """The sum of (hi, mid, lo) and a column of lines start to end without the nans, rounded once.
+
+    Line i begins at values[i * width].
+    """
     h, m, low, lost = hi, mid, lo, False
     for i in range(start, end):
-        v = values[i, column]
+        v = values[i * width + column]
         if v == v:
             h, m, low, lost = add(h, m, low, v)
             if lost:
@@ -129,7 +132,7 @@ def exact_sum(values, column, start, end, hi, mid, lo):  # type: ignore[no-untyp
     for v in (lo, mid, hi):
         n = _grow(parts, n, v)
     for i in range(start, end):
-        v = values[i, column]
+        v = values[i * width + column]
         if v == v:
             plain += v
             n = _grow(parts, n, v)
@@ -139,7 +142,7 @@ def exact_sum(values, column, start, end, hi, mid, lo):  # type: ignore[no-untyp
     if n == 0:
         plain = hi
         for i in range(start, end):
-            if values[i, column] == values[i, column]:
-                plain += values[i, column]
+            if values[i * width + column] == values[i * width + column]:
+                plain += values[i * width + column]
         return plain
     return _rounded(parts, n)

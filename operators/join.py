@@ -108,8 +108,8 @@ class Join(Operator):
         )
         return rows.join(valid.select("_row", *(new for new, _ in columns)), on="_row", how="left").drop("_row")
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
-        return Meeting(self.keys, inputs, self._chosen(inputs), hidden=DELETED, corrected=corrected)
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
+        return Meeting(self.keys, inputs, self._chosen(inputs), hidden=DELETED)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:

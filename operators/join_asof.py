@@ -99,9 +99,9 @@ class JoinAsof(Operator):
         added = [new for new, _ in columns]
         return rows.join(last.select("_row", *added), on="_row", how="left").drop("_row")
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
         reach = -1 if self.tolerance is None else self.tolerance
-        return Meeting(self.keys, inputs, self._chosen(inputs), reach=reach, corrected=corrected)
+        return Meeting(self.keys, inputs, self._chosen(inputs), reach=reach)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:

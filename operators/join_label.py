@@ -96,8 +96,8 @@ class JoinLabel(Operator):
             .select(*schemas[0], *(new for new, _ in columns), AT, POS)
         )
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
-        return Meeting(self.keys, inputs, self._chosen(inputs), reach=self.wait, forward=True, corrected=corrected)
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
+        return Meeting(self.keys, inputs, self._chosen(inputs), reach=self.wait, forward=True)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:

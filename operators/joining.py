@@ -195,12 +195,12 @@ def _meet(  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _forget(  # type: ignore[no-untyped-def]
-    forward, reach, horizon, passed, slots, held, slab, runs, free, r_slab, r_runs, r_free
+    forward, reach, horizon, slots, held, slab, runs, free, r_slab, r_runs, r_free
 ):  # fmt: skip
     """Forget at these slots, as far as they are held, what no change can ask for any more.
 
     Right rows, backward: those before the last one before the horizon, and those out of reach of it; forward: those
-    before the horizon. Left rows, backward: those that right rows have `passed`; forward: those out of reach of the
+    before the horizon. Left rows, backward: those before the horizon; forward: those out of reach of the
     horizon, and those whose answer is before it.
 
     Returns the slabs, the right rows and the left numbers forgotten, and the slots now empty.
@@ -228,7 +228,7 @@ def _forget(  # type: ignore[no-untyped-def]
         r_slab = tidy(r_slab, r_runs, r_free, s)
         head, tail = runs[s, 2], runs[s, 3]
         while head < tail and (
-            slab[head, 0] < (floor if forward else passed) or (forward and slab[head, 0] <= answered)
+            slab[head, 0] < (floor if forward else horizon) or (forward and slab[head, 0] <= answered)
         ):
             numbers = appended(numbers, m, slab[head, 2])
             m += 1
@@ -248,7 +248,6 @@ class Meeting(Keyed):
     forward: the first right row at or after the left one instead of the last at or before it, and left rows that meet
     none are left out instead of having nulls. reach: how far away it may be in microseconds, -1 for any distance.
     hidden: a Boolean column of the right input; a right row for which it is true is met, but as if there were none.
-    corrected=False: the right input is in order, so left rows are kept only until it has passed them.
     """
 
     alone = True
@@ -262,14 +261,11 @@ class Meeting(Keyed):
         reach: int = -1,
         forward: bool = False,
         hidden: str | None = None,
-        corrected: bool = True,
     ) -> None:
         left, right = inputs
         super().__init__(keys, {**left, **{new: right[old] for new, old in columns}})
         self.chosen = columns
         self.reach, self.forward, self.hidden = reach, forward, hidden
-        self.corrected = corrected
-        self.passed = BEGINNING
         self.left, self.right = Timelines(), Timelines()
         self.rows = Rows(left)
         self.cells = Cells({new: right[old] for new, old in columns})
@@ -319,7 +315,6 @@ class Meeting(Keyed):
         row = np.zeros(len(right), np.int64)
         if not len(right):
             return row, np.zeros(0, np.int8)
-        self.passed = max(self.passed, int(right.at.max()))
         hidden = (
             np.zeros(len(right), np.int8) if self.hidden is None else (right.columns[self.hidden] == 1).astype(np.int8)
         )
@@ -354,19 +349,18 @@ class Meeting(Keyed):
         )
 
     def _clean(self, horizon: int) -> None:
-        passed = horizon if self.corrected else max(horizon, self.passed)
-        if not len(slots := self.sweep.slots(self.slots.capacity, passed)):
+        if not len(slots := self.sweep.slots(self.slots.capacity, horizon)):
             return
         self.left.slab, self.right.slab, rows, numbers, empty = _forget(
-            self.forward, self.reach, horizon, passed, slots, self.sweep.held,
+            self.forward, self.reach, horizon, slots, self.sweep.held,
             self.left.slab, self.left.runs, self.left.free, self.right.slab, self.right.runs, self.right.free,
         )  # fmt: skip
         if len(rows):
             self.cells.remove(rows)
         if self.forward and len(numbers):
             self.rows.remove(numbers[numbers >= self.rows.first])
-        if passed > BEGINNING:
-            self.rows.expire(int(back(horizon, self.reach)) if self.forward else passed)
+        if horizon > BEGINNING:
+            self.rows.expire(int(back(horizon, self.reach)) if self.forward else horizon)
         if len(empty):
             self.slots.release(empty.tolist())
             if not len(self.slots):
@@ -380,12 +374,11 @@ class Meeting(Keyed):
         self.reserve(self.slots.capacity)
 
     def arrays(self) -> dict[str, Any]:
-        return {**{n: p.snapshot() for n, p in self._parts().items()}, "passed": self.passed}
+        return {n: p.snapshot() for n, p in self._parts().items()}
 
     def load(self, arrays: dict[str, Any]) -> None:
         for name, part in self._parts().items():
             part.restore(arrays[name])
-        self.passed = arrays["passed"]
 
     def _parts(self) -> dict[str, Timelines | Rows | Cells | Sweep]:
         return {"left": self.left, "right": self.right, "rows": self.rows, "cells": self.cells, "sweep": self.sweep}

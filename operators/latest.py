@@ -126,7 +126,7 @@ class Latest(Operator):
         last = standing.unique(self.by, keep="last", maintain_order=True)
         return last.filter(~pl.col("_deleted")).select(names)
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
         return _Newest(self.by, self.schema(inputs), self.order == "at", self.keep)
 
     @classmethod

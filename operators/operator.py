@@ -4,7 +4,7 @@ An `Operator` is what the user declares: immutable, without data. It says
 
 - `schema(inputs)`: the columns of its result, or an error that names what does not fit;
 - `recompute(relations)`: the result from scratch, as a Polars query over whole relations. This *is* its meaning;
-- `start(inputs, ...)`: a `Maintained`, which keeps the same result incrementally: `apply(deltas)`.
+- `start(inputs)`: a `Maintained`, which keeps the same result incrementally: `apply(deltas)`.
 
 The laws, tested for every operator found in the catalogue: after any sequence of deltas, the accumulated output of
 `apply` equals `recompute` of the accumulated input; how the input was cut into deltas does not show; retracting
@@ -74,8 +74,8 @@ class Operator(abc.ABC):
         """The result from scratch. Relations carry `_at` and `_pos` beside their columns; so must the result."""
 
     @abc.abstractmethod
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
-        """Begin to keep the result. `corrected=False` promises that no input row is ever late or retracted."""
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
+        """Begin to keep the result."""
 
 
 class Maintained(abc.ABC):

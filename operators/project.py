@@ -86,7 +86,7 @@ class Project(Operator):
         made = _typed(self.columns, out)
         return evaluate(relations[0].collect(), made.values()).lazy().select(*out, AT, POS)
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
         return _Projected(self.columns, inputs[0], self.schema(inputs))
 
     @classmethod

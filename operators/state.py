@@ -7,7 +7,6 @@ Whole rows that may still have to be emitted again lie in `Rows`, in order of ar
 
 from __future__ import annotations
 
-import abc
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators.delta import BEGINNING, Array, Columns, Delta, Ints, Schema, concat, empty, in_order, numpy_type
+from operators.delta import BEGINNING, Array, Columns, Delta, Ints, Schema, concat, in_order, numpy_type
 from operators.operator import Maintained
 
 _NEVER = np.int64(np.iinfo(np.int64).min)
@@ -252,9 +251,18 @@ class Keyed(Maintained):
         self._top_at = self._top_pos = self._wave = np.zeros(0, np.int64)
         self._stamp = 0
 
-    @abc.abstractmethod
     def step(self, deltas: Sequence[Delta], slots: Sequence[Ints], horizon: int) -> Delta:
         """`apply` of one wave: the deltas, and for each the slot of every row. Output in any order."""
+        raise NotImplementedError
+
+    def changes(self, deltas: Sequence[Delta], slots: Sequence[Ints], edges: Sequence[Ints], horizon: int) -> Delta:
+        """`apply` of all waves, one after another. edges: for each delta the rows where waves begin, and its length."""
+        outs = []
+        for w in range(len(edges[0]) - 1):
+            wave = [slice(e[w], e[w + 1]) for e in edges]
+            some = [d if len(d) == s.stop - s.start else d.take(s) for d, s in zip(deltas, wave, strict=True)]
+            outs.append(in_order(self.step(some, [k[s] for k, s in zip(slots, wave, strict=True)], horizon)))
+        return concat(outs)
 
     def arrays(self) -> dict[str, Any]:
         """State beside the slots, for the snapshot."""
@@ -269,11 +277,11 @@ class Keyed(Maintained):
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         slots = [self.slots.of(keys_of(d.columns, k)) for d, k in zip(deltas, self.key_names, strict=True)]
         self.reserve(self.slots.capacity)
-        outs = [in_order(self.step(ds, ss, horizon)) for ds, ss in self._cut(deltas, slots)]
-        return concat(outs) if outs else empty(self.out)
+        return self.changes(deltas, slots, self._cut(deltas, slots), horizon)
 
-    def _cut(self, deltas: Sequence[Delta], slots: list[Ints]) -> list[tuple[list[Delta], list[Ints]]]:
-        whole = [(list(deltas), slots)]
+    def _cut(self, deltas: Sequence[Delta], slots: list[Ints]) -> list[Ints]:
+        """For each delta where waves begin, and its length."""
+        whole = [np.array([0, len(d)]) for d in deltas]
         n = sum(map(len, slots))
         if n <= 1 or not self.waves:
             return whole
@@ -299,15 +307,8 @@ class Keyed(Maintained):
         )
         if not found:
             return whole
-        ends = [int(s) for s in seq[cuts[:found]]]
-        edges = [[0, *np.searchsorted(d.seq, ends).tolist(), len(d)] for d in deltas]
-        return [
-            (
-                [d.take(slice(e[w], e[w + 1])) for d, e in zip(deltas, edges, strict=True)],
-                [s[e[w] : e[w + 1]] for s, e in zip(slots, edges, strict=True)],
-            )
-            for w in range(found + 1)
-        ]
+        ends = seq[cuts[:found]]
+        return [np.concatenate([[0], np.searchsorted(d.seq, ends), [len(d)]]) for d in deltas]
 
     def snapshot(self) -> Any:
         return {"slots": self.slots.snapshot(), **self.arrays()}

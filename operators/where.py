@@ -56,7 +56,7 @@ class Where(Operator):
         kept = evaluate(relations[0].collect(), [self.condition.alias("_kept")])
         return kept.lazy().filter(pl.col("_kept")).drop("_kept")
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
         return _Kept(self.condition, inputs[0])
 
     @classmethod

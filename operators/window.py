@@ -28,7 +28,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -38,6 +39,7 @@ from operators.delta import AT as AT_COLUMN
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, NULL, STRING, Delta, Ints, Schema
 from operators.delta import POS as POS_COLUMN
 from operators.exact import add, exact_sum, minus, rounded
+from operators.kernel import pointer
 from operators.operator import DefinitionError, Maintained, Operator, as_names, microseconds, new_columns
 from operators.reduction import (
     ALL,
@@ -183,8 +185,8 @@ class Window(Operator):
             POS_COLUMN,
         )
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
-        return _Windows(self, inputs[0], self.schema(inputs), corrected)
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
+        return _Windows(self, inputs[0], self.schema(inputs))
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
@@ -260,20 +262,54 @@ def _below(at, size):  # type: ignore[no-untyped-def]
     return at - size if at > BEGINNING + size else NULL
 
 
+class _Table(NamedTuple):
+    """All that the results of a line are made of, as pointers: line i begins at i * width, key k at k * key_width."""
+
+    rows: Any
+    floats: Any
+    width: Any
+    keys: Any
+    key_floats: Any
+    key_width: Any
+    blocks: Any
+    block_width: Any
+    sizes: Any
+    windows: Any
+    what: Any
+    reductions: Any
+    channels: Any
+    many: Any
+
+
+@njit(cache=True, forceinline=True)
+def _table(rows, keys, blocks, sizes, what, channels):  # type: ignore[no-untyped-def]
+    return _Table(
+        pointer(rows), pointer(rows.view(np.float64)), rows.shape[1],
+        pointer(keys), pointer(keys.view(np.float64)), keys.shape[1],
+        pointer(blocks), blocks.shape[1],
+        pointer(sizes), sizes.shape[0], pointer(what), what.shape[0], pointer(channels), channels.shape[0],
+    )  # fmt: skip
+
+
+@njit(cache=True, forceinline=True)
+def _channel(t, c, word):  # type: ignore[no-untyped-def]
+    return t.channels[c * 4 + word]
+
+
 @njit(cache=True)
-def _extreme(rows, blocks, v, b, mask, sign, s, e):  # type: ignore[no-untyped-def]
+def _extreme(t, v, b, mask, sign, s, e):  # type: ignore[no-untyped-def]
     """The line of the greatest (sign 1) or least (-1) value of lines s to e, the latest of equals."""
     best = e
-    top = rank(rows[e, v], mask, sign)
+    top = rank(t.rows[e * t.width + v], mask, sign)
     i = e - 1
     while i >= s:
         if (i & 63) == 63 and i - 63 >= s:
-            j = blocks[i >> 6, b]
+            j = t.blocks[(i >> 6) * t.block_width + b]
             i -= 64
         else:
             j = i
             i -= 1
-        r = rank(rows[j, v], mask, sign)
+        r = rank(t.rows[j * t.width + v], mask, sign)
         if r > top:
             top = r
             best = j
@@ -281,59 +317,57 @@ def _extreme(rows, blocks, v, b, mask, sign, s, e):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, forceinline=True)
-def _enter_block(rows, blocks, i, head, channels):  # type: ignore[no-untyped-def]
+def _enter_block(t, i, head):  # type: ignore[no-untyped-def]
     """Line i becomes the last of its block."""
-    for c in range(channels.shape[0]):
-        if channels[c, EXTREME]:
-            b, v, mask = i >> 6, VALUES + PER_VALUE * c, channels[c, MASK]
+    for c in range(t.many):
+        if _channel(t, c, EXTREME):
+            b, v, mask = (i >> 6) * t.block_width + 2 * c, VALUES + PER_VALUE * c, _channel(t, c, MASK)
             if i == head or (i & 63) == 0:
-                blocks[b, 2 * c] = i
-                blocks[b, 2 * c + 1] = i
+                t.blocks[b] = i
+                t.blocks[b + 1] = i
             else:
-                if rank(rows[i, v], mask, -1) >= rank(rows[blocks[b, 2 * c], v], mask, -1):
-                    blocks[b, 2 * c] = i
-                if rank(rows[i, v], mask, 1) >= rank(rows[blocks[b, 2 * c + 1], v], mask, 1):
-                    blocks[b, 2 * c + 1] = i
+                word = t.rows[i * t.width + v]
+                if rank(word, mask, -1) >= rank(t.rows[t.blocks[b] * t.width + v], mask, -1):
+                    t.blocks[b] = i
+                if rank(word, mask, 1) >= rank(t.rows[t.blocks[b + 1] * t.width + v], mask, 1):
+                    t.blocks[b + 1] = i
 
 
 @njit(cache=True, forceinline=True)
-def _run_on(rows, floats, q, q_floats, i, channels):  # type: ignore[no-untyped-def]
-    """The running sums of line i, from those before it."""
-    within = i > q[HEAD]
-    for c in range(channels.shape[0]):
-        v, b = VALUES + PER_VALUE * c, _base(c)
-        if channels[c, MASK]:
-            hi = floats[i - 1, v + HI] if within else q_floats[b + HI]
-            mid = floats[i - 1, v + MID] if within else q_floats[b + MID]
-            lo = floats[i - 1, v + LO] if within else q_floats[b + LO]
-            n = rows[i - 1, v + N] if within else q[b + N]
-            x = floats[i, v]
+def _run_on(t, q, i):  # type: ignore[no-untyped-def]
+    """The running sums of line i of the key at q, from those before it."""
+    within = i > t.keys[q + HEAD]
+    for c in range(t.many):
+        v, b = i * t.width + VALUES + PER_VALUE * c, q + _base(c)
+        before = v - t.width
+        n = t.rows[before + N] if within else t.keys[b + N]
+        if _channel(t, c, MASK):
+            hi = t.floats[before + HI] if within else t.key_floats[b + HI]
+            mid = t.floats[before + MID] if within else t.key_floats[b + MID]
+            lo = t.floats[before + LO] if within else t.key_floats[b + LO]
+            x = t.floats[v]
             if x == x:
                 hi, mid, lo, lost = add(hi, mid, lo, x)
                 n += 1
                 if lost:
-                    q[b + LOST] = i - q[ORIGIN] + 1
-            floats[i, v + HI] = hi
-            floats[i, v + MID] = mid
-            floats[i, v + LO] = lo
-            rows[i, v + N] = n
+                    t.keys[b + LOST] = i - t.keys[q + ORIGIN] + 1
+            t.floats[v + HI] = hi
+            t.floats[v + MID] = mid
+            t.floats[v + LO] = lo
         else:
-            whole = rows[i - 1, v + HI] if within else q[b + HI]
-            n = rows[i - 1, v + N] if within else q[b + N]
-            y = rows[i, v]
+            whole = t.rows[before + HI] if within else t.keys[b + HI]
+            y = t.rows[v]
             if y != NULL:
                 whole += y
                 n += 1
-            rows[i, v + HI] = whole
-            rows[i, v + N] = n
+            t.rows[v + HI] = whole
+        t.rows[v + N] = n
 
 
 @njit(cache=True)
-def _run_from(rows, keys, k, start, end, channels):  # type: ignore[no-untyped-def]
-    floats, q = rows.view(np.float64), keys[k]
-    q_floats = q.view(np.float64)
+def _run_from(t, k, start, end):  # type: ignore[no-untyped-def]
     for i in range(start, end):
-        _run_on(rows, floats, q, q_floats, i, channels)
+        _run_on(t, k * t.key_width, i)
 
 
 @njit(cache=True)
@@ -367,13 +401,14 @@ def _covering(blocks, rows):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _moved(rows, keys, blocks, k, channels):  # type: ignore[no-untyped-def]
+def _moved(rows, keys, blocks, k, sizes, what, channels):  # type: ignore[no-untyped-def]
     """After the rows of a key moved: mark their blocks, and start running sums again that lost bits; returns blocks."""
     blocks = _covering(blocks, rows)
+    t = _table(rows, keys, blocks, sizes, what, channels)
     head, tail = keys[k, HEAD], keys[k, TAIL]
     if blocks.shape[1] and keys[k, END] - head >= 64:
         for i in range(head, tail):
-            _enter_block(rows, blocks, i, head, channels)
+            _enter_block(t, i, head)
     again = False
     for c in range(channels.shape[0]):
         b = _base(c)
@@ -381,131 +416,129 @@ def _moved(rows, keys, blocks, k, channels):  # type: ignore[no-untyped-def]
             keys[k, b + HI] = keys[k, b + MID] = keys[k, b + LO] = keys[k, b + LOST] = 0
             again = True
     if again:
-        _run_from(rows, keys, k, head, tail, channels)
+        _run_from(t, k, head, tail)
     return blocks
 
 
 @njit(cache=True)
-def _reseat(rows, blocks, keys, k, e, sizes, channels):  # type: ignore[no-untyped-def]
+def _reseat(t, rows, keys, k, e):  # type: ignore[no-untyped-def]
     """Make a key ready to be asked for the results of line e, which may be its tail, and those after it."""
-    C, head, origin = channels.shape[0], keys[k, HEAD], keys[k, ORIGIN]
+    C, head, origin = t.many, keys[k, HEAD], keys[k, ORIGIN]
     last = e if e < keys[k, TAIL] else e - 1
-    for w in range(sizes.shape[0]):
+    for w in range(t.windows):
         seat = _seat(C, w)
         left = head
-        if sizes[w] != ENDLESS and last >= head:
-            left = first(rows, head, last, _below(rows[last, 0], sizes[w]) + 1, NULL)
+        if t.sizes[w] != ENDLESS and last >= head:
+            left = first(rows, head, last, _below(rows[last, 0], t.sizes[w]) + 1, NULL)
         keys[k, seat] = left - origin
         for x in range(2 * C):
             keys[k, seat + 1 + x] = -1
     for c in range(C):
-        if channels[c, ALL]:
-            v, b, mask = VALUES + PER_VALUE * c, _base(c), channels[c, MASK]
+        if _channel(t, c, ALL):
+            v, b, mask = VALUES + PER_VALUE * c, _base(c), _channel(t, c, MASK)
             for side in range(2):
                 sign = 2 * side - 1
                 word = keys[k, b + GONE_LEAST + side]
                 if e > head:
-                    found = rows[_extreme(rows, blocks, v, 2 * c + side, mask, sign, head, e - 1), v]
+                    found = rows[_extreme(t, v, 2 * c + side, mask, sign, head, e - 1), v]
                     if head == origin or rank(found, mask, sign) > rank(word, mask, sign):
                         word = found
                 keys[k, b + LEAST + side] = word
 
 
 @njit(cache=True, forceinline=True)
-def _results(rows, floats, q, q_floats, blocks, e, sizes, what, channels, out, out_floats, o):  # type: ignore[no-untyped-def]
-    """The results of line e into out[o]; the line before it was the last one this was done for, or see `_reseat`."""
-    C, head, origin = channels.shape[0], q[HEAD], q[ORIGIN]
-    for c in range(C):
-        if channels[c, ALL]:
-            v, b, mask = VALUES + PER_VALUE * c, _base(c), channels[c, MASK]
-            word = rows[e, v]
-            if e == origin or rank(word, mask, -1) > rank(q[b + LEAST], mask, -1):
-                q[b + LEAST] = word
-            if e == origin or rank(word, mask, 1) > rank(q[b + MOST], mask, 1):
-                q[b + MOST] = word
-    w, c, s, seat, n, v, b = -1, -1, head, 0, 0, 0, 0
+def _results(t, q, e, out, out_floats, o):  # type: ignore[no-untyped-def]
+    """The results of line e of the key at q to out[o] and on; this was last done for the line before, or `_reseat`."""
+    keys, head, origin, line = t.keys, t.keys[q + HEAD], t.keys[q + ORIGIN], e * t.width
+    for c in range(t.many):
+        if _channel(t, c, ALL):
+            b, mask = q + _base(c), _channel(t, c, MASK)
+            word = t.rows[line + VALUES + PER_VALUE * c]
+            if e == origin or rank(word, mask, -1) > rank(keys[b + LEAST], mask, -1):
+                keys[b + LEAST] = word
+            if e == origin or rank(word, mask, 1) > rank(keys[b + MOST], mask, 1):
+                keys[b + MOST] = word
+    w, c, s, seat, n, v, b, before = -1, -1, head, q, 0, 0, 0, 0
     endless, summed = False, False
     x = 0.0
-    for r in range(what.shape[0]):
-        kind, place = what[r, KIND], what[r, PLACE]
-        if what[r, WINDOW] != w:
-            w, c = what[r, WINDOW], -1
-            seat = _seat(C, w)
-            endless = sizes[w] == ENDLESS
+    for r in range(t.reductions):
+        kind, place = t.what[4 * r + KIND], o + t.what[4 * r + PLACE]
+        if t.what[4 * r + WINDOW] != w:
+            w, c = t.what[4 * r + WINDOW], -1
+            seat = q + _seat(t.many, w)
+            endless = t.sizes[w] == ENDLESS
             s = head
             if not endless:
-                s = max(q[seat] + origin, head)
-                below = _below(rows[e, 0], sizes[w])
-                while rows[s, 0] <= below:
+                s = max(keys[seat] + origin, head)
+                below = _below(t.rows[line], t.sizes[w])
+                while t.rows[s * t.width] <= below:
                     s += 1
-                q[seat] = s - origin
+                keys[seat] = s - origin
         if kind == ROWS:
-            out[o, place] = e - (origin if endless else s) + 1
+            out[place] = e - (origin if endless else s) + 1
             continue
-        if what[r, CHANNEL] != c:
-            c = what[r, CHANNEL]
-            v, b, summed = VALUES + PER_VALUE * c, _base(c), False
-            n = rows[e, v + N]
+        if t.what[4 * r + CHANNEL] != c:
+            c = t.what[4 * r + CHANNEL]
+            v, b, summed = VALUES + PER_VALUE * c, q + _base(c), False
+            before = (s - 1) * t.width + v
+            n = t.rows[line + v + N]
             if not endless:
-                n -= rows[s - 1, v + N] if s > head else q[b + N]
+                n -= t.rows[before + N] if s > head else keys[b + N]
         if kind == COUNT:
-            out[o, place] = n
+            out[place] = n
         elif kind in (MINIMUM, MAXIMUM):
             side = 0 if kind == MINIMUM else 1
             if endless:
-                out[o, place] = q[b + LEAST + side]
+                out[place] = keys[b + LEAST + side]
             else:
-                sign, mask, here = 2 * side - 1, channels[c, MASK], seat + 1 + 2 * c + side
-                best = q[here] + origin
+                sign, mask, here = 2 * side - 1, _channel(t, c, MASK), seat + 1 + 2 * c + side
+                best = keys[here] + origin
                 if best < s:
-                    best = _extreme(rows, blocks, v, 2 * c + side, mask, sign, s, e)
-                    q[here] = best - origin
-                elif rank(rows[e, v], mask, sign) >= rank(rows[best, v], mask, sign):
+                    best = _extreme(t, v, 2 * c + side, mask, sign, s, e)
+                    keys[here] = best - origin
+                elif rank(t.rows[line + v], mask, sign) >= rank(t.rows[best * t.width + v], mask, sign):
                     best = e
-                    q[here] = e - origin
-                out[o, place] = rows[best, v]
-        elif channels[c, MASK] == 0:
-            whole = rows[e, v + HI]
+                    keys[here] = e - origin
+                out[place] = t.rows[best * t.width + v]
+        elif _channel(t, c, MASK) == 0:
+            whole = t.rows[line + v + HI]
             if not endless:
-                whole -= rows[s - 1, v + HI] if s > head else q[b + HI]
-            out[o, place] = whole if n > 0 else NULL
+                whole -= t.rows[before + HI] if s > head else keys[b + HI]
+            out[place] = whole if n > 0 else NULL
         else:
             if not summed:
                 summed = True
-                hi, mid, lo = floats[e, v + HI], floats[e, v + MID], floats[e, v + LO]
+                hi, mid, lo = t.floats[line + v + HI], t.floats[line + v + MID], t.floats[line + v + LO]
                 if endless:
                     x = rounded(hi, mid, lo)
-                elif q[b + LOST] > s - origin:
-                    x = exact_sum(floats, v, s, e + 1, 0.0, 0.0, 0.0)
+                elif keys[b + LOST] > s - origin:
+                    x = exact_sum(t.floats, t.width, v, s, e + 1, 0.0, 0.0, 0.0)
                 elif s > head:
-                    x = minus(hi, mid, lo, floats[s - 1, v + HI], floats[s - 1, v + MID], floats[s - 1, v + LO])
+                    x = minus(hi, mid, lo, t.floats[before + HI], t.floats[before + MID], t.floats[before + LO])
                 else:
-                    x = minus(hi, mid, lo, q_floats[b + HI], q_floats[b + MID], q_floats[b + LO])
+                    x = minus(hi, mid, lo, t.key_floats[b + HI], t.key_floats[b + MID], t.key_floats[b + LO])
             y = x / n if kind == MEAN and n > 0 else x
             if n > 0 and y == y:
-                out_floats[o, place] = y
+                out_floats[place] = y
             else:
-                out[o, place] = FLOAT_NULL
+                out[place] = FLOAT_NULL
 
 
 @njit(cache=True)
-def _results_from(rows, keys, blocks, k, start, n, sizes, what, channels, out):  # type: ignore[no-untyped-def]
+def _results_from(t, rows, keys, k, start, n, out):  # type: ignore[no-untyped-def]
     """The results of n lines from `start` on into out[:n], from nothing but the rows."""
     if n:
-        floats, out_floats, q = rows.view(np.float64), out.view(np.float64), keys[k]
-        q_floats = q.view(np.float64)
-        _reseat(rows, blocks, keys, k, start, sizes, channels)
+        to, to_floats = pointer(out), pointer(out.view(np.float64))
+        _reseat(t, rows, keys, k, start)
         for i in range(n):
-            _results(
-                rows, floats, q, q_floats, blocks, start + i, sizes, what, channels, out, out_floats, i
-            )  # fmt: skip
+            _results(t, k * t.key_width, start + i, to, to_floats, i * t.reductions)
 
 
 @njit(cache=True)
-def _plan(keys, slot, at, pos, weight, stamp, slow):  # type: ignore[no-untyped-def]
-    """Mark keys that get a row which is not an insert behind their last one; returns how many rows those keys get."""
+def _plan(keys, slot, at, pos, weight, a, b, stamp, slow):  # type: ignore[no-untyped-def]
+    """Mark keys that get, in rows a to b, one that is not an insert behind their last; returns how many those get."""
     some = False
-    for i in range(slot.shape[0]):
+    for i in range(a, b):
         k = slot[i]
         mark = keys[k, MARK]
         if mark == stamp:
@@ -521,7 +554,7 @@ def _plan(keys, slot, at, pos, weight, stamp, slow):  # type: ignore[no-untyped-
             some = True
     n = 0
     if some:
-        for i in range(slot.shape[0]):
+        for i in range(a, b):
             if keys[slot[i], MARK] == stamp:
                 slow[n] = i
                 n += 1
@@ -530,38 +563,41 @@ def _plan(keys, slot, at, pos, weight, stamp, slow):  # type: ignore[no-untyped-
 
 @njit(cache=True)
 def _append(  # type: ignore[no-untyped-def]
-    rows, floats, keys, blocks, free, slot, at, pos, ids, words, sizes, what, channels, keep, stamp, out, out_floats,
-    source, i, o
+    rows, keys, blocks, free, slot, at, pos, seq, ids, words, sizes, what, channels, keep, stamp, out, about, i, b, o
 ):  # fmt: skip
-    """Rows that come in order, except those of marked keys, from row i of the delta and result o on.
+    """Rows i to b that come in order, except those of marked keys; their results go to out[o] and on.
 
-    Returns the next row and result; the row is not the end when there must be `_spare` lines more. (No array is bound
-    anew in this loop: numba would count references in every turn, which takes longer than all the rest.)
+    Returns the next row and result; the row is not b when there must be `_spare` lines more.
     """
-    blocked = blocks.shape[1] > 0
-    while i < slot.shape[0]:
-        k = slot[i]
-        q = keys[k]
-        if q[MARK] == stamp:
+    t = _table(rows, keys, blocks, sizes, what, channels)
+    to, to_floats, told = pointer(out), pointer(out.view(np.float64)), pointer(about)
+    slots, ats, poss, seqs, numbers, given = (
+        pointer(slot), pointer(at), pointer(pos), pointer(seq), pointer(ids), pointer(words)
+    )  # fmt: skip
+    blocked, lines = blocks.shape[1] > 0, rows.shape[0]
+    while i < b:
+        k = slots[i]
+        q = k * t.key_width
+        if t.keys[q + MARK] == stamp:
             i += 1
             continue
-        if q[TAIL] == q[END]:
-            if free[TOP] + _spare(q[END] - q[START]) > rows.shape[0]:
+        if t.keys[q + TAIL] == t.keys[q + END]:
+            if free[TOP] + _spare(t.keys[q + END] - t.keys[q + START]) > lines:
                 return i, o
             _forget(rows, keys, k, keep, channels)
             make_room(rows, keys, free, k, np.int64(1))
-            _moved(rows, keys, blocks, k, channels)
-        q_floats = q.view(np.float64)
-        e = q[TAIL]
-        rows[e, 0], rows[e, 1], rows[e, ID] = at[i], pos[i], ids[i]
-        for c in range(channels.shape[0]):
-            rows[e, VALUES + PER_VALUE * c] = words[i, c]
-        _run_on(rows, floats, q, q_floats, e, channels)
-        q[TAIL] = e + 1
-        if blocked and q[END] - q[HEAD] >= 64:
-            _enter_block(rows, blocks, e, q[HEAD], channels)
-        _results(rows, floats, q, q_floats, blocks, e, sizes, what, channels, out, out_floats, o)
-        source[o] = i
+            _moved(rows, keys, blocks, k, sizes, what, channels)
+        e = t.keys[q + TAIL]
+        line = e * t.width
+        t.rows[line], t.rows[line + 1], t.rows[line + ID] = ats[i], poss[i], numbers[i]
+        for c in range(t.many):
+            t.rows[line + VALUES + PER_VALUE * c] = given[i * t.many + c]
+        _run_on(t, q, e)
+        t.keys[q + TAIL] = e + 1
+        if blocked and t.keys[q + END] - t.keys[q + HEAD] >= 64:
+            _enter_block(t, e, t.keys[q + HEAD])
+        _results(t, q, e, to, to_floats, o * t.reductions)
+        told[4 * o + SOURCE], told[4 * o + WEIGHT], told[4 * o + SEQ] = i, 1, seqs[i]
         o += 1
         i += 1
     return i, o
@@ -575,18 +611,21 @@ def _spare(segment):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _append_all(  # type: ignore[no-untyped-def]
-    rows, keys, blocks, free, slot, at, pos, ids, words, sizes, what, channels, keep, stamp, out, source
+    rows, keys, blocks, free, slot, at, pos, seq, ids, words, sizes, what, channels, keep, stamp, out, about, a, b, o
 ):  # fmt: skip
-    """Rows that come in order, except those of marked keys; returns lines, blocks and how many results there are."""
-    i, o = 0, 0
+    """Rows a to b that come in order, except those of marked keys; their results go to `out` from o on.
+
+    Returns lines, blocks, results, what each is about, and how many there are.
+    """
+    out, about = taller(out, o + b - a), taller(about, o + b - a)
     while True:
-        i, o = _append(
-            rows, rows.view(np.float64), keys, blocks, free, slot, at, pos, ids, words, sizes, what, channels, keep,
-            stamp, out, out.view(np.float64), source, i, o,
+        a, o = _append(
+            rows, keys, blocks, free, slot, at, pos, seq, ids, words, sizes, what, channels, keep, stamp, out, about,
+            a, b, o,
         )  # fmt: skip
-        if i == slot.shape[0]:
-            return rows, blocks, o
-        k = slot[i]
+        if a == b:
+            return rows, blocks, out, about, o
+        k = slot[a]
         rows = taller(rows, free[TOP] + _spare(keys[k, END] - keys[k, START]))
         blocks = _covering(blocks, rows)
 
@@ -614,8 +653,9 @@ def _emit(out, about, o, results, i, source, whose, weight, seq):  # type: ignor
 
 @njit(cache=True)
 def _rewrite(  # type: ignore[no-untyped-def]
-    rows, keys, blocks, free, slot, at, pos, ids, words, weight, seq, order, sizes, what, channels, keep, reach, out, o
-):
+    rows, keys, blocks, free, slot, at, pos, seq, ids, words, sizes, what, channels, keep, out, about, o, weight, order,
+    reach,
+):  # fmt: skip
     """Rows that come late, leave or change: `order`, sorted by key, at, pos and weight.
 
     reach: the largest size, or ENDLESS. Returns lines, blocks, results, what each is about, how many there are, the
@@ -623,7 +663,6 @@ def _rewrite(  # type: ignore[no-untyped-def]
     back what is not there, or -1.
     """
     R, C, width = what.shape[0], channels.shape[0], rows.shape[1]
-    about = np.empty((out.shape[0], 4), np.int64)
     old, new = np.empty((16, R), np.int64), np.empty((16, R), np.int64)
     stash, origin_of = np.empty((16, width), np.int64), np.empty((16, 2), np.int64)
     gone, gone_n = np.empty(order.shape[0], np.int64), 0
@@ -640,7 +679,8 @@ def _rewrite(  # type: ignore[no-untyped-def]
         if keys[k, END] - keys[k, TAIL] < z - g:
             _forget(rows, keys, k, keep, channels)
             rows = make_room(rows, keys, free, k, z - g)
-            blocks = _moved(rows, keys, blocks, k, channels)
+            blocks = _moved(rows, keys, blocks, k, sizes, what, channels)
+        t = _table(rows, keys, blocks, sizes, what, channels)
         head, tail = keys[k, HEAD], keys[k, TAIL]
         j = first(rows, head, tail, at[f], pos[f])
         m = tail - j
@@ -650,7 +690,7 @@ def _rewrite(  # type: ignore[no-untyped-def]
             stop = first(rows, j, tail, at[last] + reach, NULL)
         seen = stop - j
         old = taller(old, seen)
-        _results_from(rows, keys, blocks, k, j, seen, sizes, what, channels, old)
+        _results_from(t, rows, keys, k, j, seen, old)
         stash, origin_of = taller(stash, m), taller(origin_of, m + z - g)
         for i in range(m):
             for w in range(width):
@@ -708,18 +748,18 @@ def _rewrite(  # type: ignore[no-untyped-def]
         for c in range(C):
             b = _base(c)
             keys[k, b + LOST] = min(keys[k, b + LOST], j - origin)
-        _run_from(rows, keys, k, j, tail, channels)
+        _run_from(t, k, j, tail)
         if blocks.shape[1] and keys[k, END] - head >= 64:
             for i in range(max(head, j & ~63), tail):
-                _enter_block(rows, blocks, i, head, channels)
+                _enter_block(t, i, head)
         stop = tail
         if reach != ENDLESS and at[last] < FAR - reach:
             stop = first(rows, j, tail, at[last] + reach, NULL)
         seen = stop - j
         new = taller(new, seen)
-        _results_from(rows, keys, blocks, k, j, seen, sizes, what, channels, new)
+        _results_from(t, rows, keys, k, j, seen, new)
         if stop < tail or not seen:
-            _reseat(rows, blocks, keys, k, tail, sizes, channels)
+            _reseat(t, rows, keys, k, tail)
         for i in range(seen):
             x, known = origin_of[i, 0], origin_of[i, 1]
             if x < 0:
@@ -731,7 +771,7 @@ def _rewrite(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _sweep(rows, keys, blocks, free, slots, hand, n, keep, endless, channels):  # type: ignore[no-untyped-def]
+def _sweep(rows, keys, blocks, free, slots, hand, n, keep, endless, sizes, what, channels):  # type: ignore[no-untyped-def]
     """Let n keys of all slots, from `hand` on, forget; returns lines, blocks, and slots of which nothing is left."""
     cleared, found = np.empty(n, np.int64), 0
     for i in range(hand, hand + n):
@@ -746,17 +786,18 @@ def _sweep(rows, keys, blocks, free, slots, hand, n, keep, endless, channels):  
         else:
             rows, moved = tidy(rows, keys, free, k)
             if moved:
-                blocks = _moved(rows, keys, blocks, k, channels)
+                blocks = _moved(rows, keys, blocks, k, sizes, what, channels)
     return rows, blocks, cleared[:found]
 
 
 class _Windows(Keyed):
-    def __init__(self, operator: Window, schema: Schema, out: Schema, corrected: bool) -> None:
+    def __init__(self, operator: Window, schema: Schema, out: Schema) -> None:
         super().__init__(operator.keys, out)
         sizes = [operator.microseconds(n, r) for n, r in operator.reductions]
         distinct = sorted(set(sizes), key=lambda s: (s is None, s or 0))
         self.plan = Plan(operator.reductions, schema, [distinct.index(s) for s in sizes], [s is None for s in distinct])
         self.sizes = np.array([ENDLESS if s is None else s for s in distinct], np.int64)
+        self.tables = self.sizes, self.plan.what, self.plan.channels
         self.endless = None in distinct
         self.longest = max([s for s in distinct if s is not None], default=1)
         self.reach = ENDLESS if self.endless else self.longest
@@ -765,7 +806,7 @@ class _Windows(Keyed):
             FIELDS + PER_CHANNEL * channels + windows * (1 + 2 * channels), VALUES + PER_VALUE * channels
         )
         self.blocks = np.zeros((0, 2 * channels if self.plan.channels[:, EXTREME].any() else 0), np.int64)
-        self.payload = Rows(schema) if corrected else None
+        self.payload = Rows(schema)
         self.payload_asked = 0
         self.stamp = 1
         self.hand = 0
@@ -780,82 +821,62 @@ class _Windows(Keyed):
         self._forget(len(deltas[0]), len(self.slots) - held, horizon)
         return out
 
-    def step(self, deltas: Sequence[Delta], slots: Sequence[Ints], horizon: int) -> Delta:
-        delta, slot = deltas[0], slots[0]
-        n, s, plan = len(delta), self.segments, self.plan
-        words = plan.words(delta.columns, n)
-        keep = self._keep(horizon)
-        self.stamp += 1
-        slow = np.empty(n, np.int64)
-        behind = _plan(s.keys, slot, delta.at, delta.pos, delta.weight, self.stamp, slow)
-        ids = self._kept(delta, behind)
-        results = np.empty((n, len(plan.what)), np.int64)
-        source = np.empty(n, np.int64)
-        s.rows, self.blocks, o = _append_all(
-            s.rows, s.keys, self.blocks, s.free, slot, delta.at, delta.pos, ids, words,
-            self.sizes, plan.what, plan.channels, keep, self.stamp, results, source,
-        )  # fmt: skip
-        if not behind:
-            return delta.with_columns({**delta.columns, **plan.columns(results)})
-        return self._corrections(delta, slot, words, ids, slow[:behind], keep, results, source, o)
-
-    def _corrections(
-        self,
-        delta: Delta,
-        slot: Ints,
-        words: Ints,
-        ids: Ints,
-        slow: Ints,
-        keep: int,
-        results: Ints,
-        source: Ints,
-        fast: int,
-    ) -> Delta:
-        s, plan = self.segments, self.plan
-        order = slow[lexsort(slot[slow], delta.at[slow], delta.pos[slow], delta.weight[slow])]
-        s.rows, self.blocks, results, about, o, gone, cleared, missing = _rewrite(
-            s.rows, s.keys, self.blocks, s.free, slot, delta.at, delta.pos, ids, words, delta.weight, delta.seq,
-            order, self.sizes, plan.what, plan.channels, keep, self.reach, results, fast,
-        )  # fmt: skip
-        if missing >= 0:
-            raise ValueError(
-                f"window: a change of weight {delta.weight[missing]} at {delta.at[missing]}, position "
-                f"{delta.pos[missing]} does not fit; expected to insert a row that is not there, or to take back one "
-                "that is and is not older than the horizon"
+    def changes(self, deltas: Sequence[Delta], slots: Sequence[Ints], edges: Sequence[Ints], horizon: int) -> Delta:
+        delta, slot, plan = deltas[0], slots[0], self.plan
+        n, s, keep = len(delta), self.segments, self._keep(horizon)
+        rows = slot, delta.at, delta.pos, delta.seq, self._kept(delta), plan.words(delta.columns, n)
+        results, about, o = np.empty((n, len(plan.what)), np.int64), np.empty((n, 4), np.int64), 0
+        slow, gone = np.empty(n, np.int64), []
+        for a, b in pairwise(edges[0].tolist()):
+            self.stamp += 1
+            behind = _plan(s.keys, slot, delta.at, delta.pos, delta.weight, a, b, self.stamp, slow)
+            s.rows, self.blocks, results, about, o = _append_all(
+                s.rows, s.keys, self.blocks, s.free, *rows, *self.tables, keep, self.stamp, results, about, a, b, o
             )
-        self.cleared.append(cleared)
-        about[:fast, SOURCE] = source[:fast]
-        about[:fast, WEIGHT] = 1
-        about[:fast, SEQ] = delta.seq[source[:fast]]
-        sequence = lexsort(about[:o, SEQ], about[:o, WEIGHT])  # a row may have left one key and entered another
-        about, results = about[sequence], results[sequence]
+            if behind:
+                few = slow[:behind]
+                if behind > 1:
+                    few = few[lexsort(slot[few], delta.at[few], delta.pos[few], delta.weight[few])]
+                s.rows, self.blocks, results, about, o, left, cleared, missing = _rewrite(
+                    s.rows, s.keys, self.blocks, s.free, *rows, *self.tables, keep, results, about, o,
+                    delta.weight, few, self.reach,
+                )  # fmt: skip
+                if missing >= 0:
+                    raise ValueError(
+                        f"window: a change of weight {delta.weight[missing]} at {delta.at[missing]}, position "
+                        f"{delta.pos[missing]} does not fit; expected to insert a row that is not there, or to take "
+                        "back one that is and is not older than the horizon"
+                    )
+                self.cleared.append(cleared)
+                gone.append(left)
+        if not gone:
+            return delta.with_columns({**delta.columns, **plan.columns(results)})
+        out = self._put_together(delta, about[:o], results[:o])
+        self.payload.remove(np.concatenate(gone))
+        return out
+
+    def _put_together(self, delta: Delta, about: Ints, results: Ints) -> Delta:
+        """The output of results, in order of `seq`; a row may have left one key and entered another."""
+        sequence = np.argsort(2 * about[:, SEQ] + (about[:, WEIGHT] > 0), kind="stable")
+        about, results = np.take(about, sequence, axis=0), np.take(results, sequence, axis=0)
         out = delta.take(np.maximum(about[:, SOURCE], 0))
         out.weight, out.seq = about[:, WEIGHT].copy(), about[:, SEQ].copy()
         again = np.flatnonzero(about[:, SOURCE] < 0)
-        assert self.payload is not None
         if len(again):
             kept = self.payload.take(about[again, WHOSE], out.weight[again], out.seq[again])
             out.at[again], out.pos[again] = kept.at, kept.pos
             for name, column in kept.columns.items():
                 out.columns[name][again] = column
-        self.payload.remove(gone)
-        return out.with_columns({**out.columns, **plan.columns(results)})
+        return out.with_columns({**out.columns, **self.plan.columns(results)})
 
     def _keep(self, horizon: int) -> int:
         """Rows at or before this cannot be seen, corrected or taken back any more."""
         return horizon - self.longest if horizon > BEGINNING + self.longest else NULL
 
-    def _kept(self, delta: Delta, behind: int) -> Ints:
+    def _kept(self, delta: Delta) -> Ints:
         """Keep the columns of the rows that are inserted; returns their numbers."""
-        if self.payload is None:
-            if behind:
-                raise ValueError(
-                    "window: a row came late or was taken back although none was to be (corrected=False); "
-                    "start it with corrected=True"
-                )
-            return delta.pos
         inserts = delta.weight > 0
-        if not behind or inserts.all():
+        if inserts.all():
             return self.payload.add(delta)
         ids = np.full(len(delta), -1, np.int64)
         ids[inserts] = self.payload.add(delta.take(inserts))
@@ -863,15 +884,14 @@ class _Windows(Keyed):
 
     def _forget(self, n: int, new: int, horizon: int) -> None:
         s, keep = self.segments, self._keep(horizon)
-        if self.payload is not None:
-            self.payload_asked += n  # looking through the rows kept takes time: not in every call
-            if 4 * self.payload_asked >= len(self.payload):
-                self.payload.expire(horizon)
-                self.payload_asked = 0
+        self.payload_asked += n  # looking through the rows kept takes time: not in every call
+        if 4 * self.payload_asked >= len(self.payload):
+            self.payload.expire(horizon)
+            self.payload_asked = 0
         if keep > NULL and (capacity := self.slots.capacity):
             some = min(n // 4 + 2 * new + 1, capacity)  # the hand goes faster than keys come: memory stays flat
             s.rows, self.blocks, cleared = _sweep(
-                s.rows, s.keys, self.blocks, s.free, capacity, self.hand, some, keep, self.endless, self.plan.channels
+                s.rows, s.keys, self.blocks, s.free, capacity, self.hand, some, keep, self.endless, *self.tables
             )
             self.hand = (self.hand + some) % capacity
             self.cleared.append(cleared)
@@ -884,18 +904,17 @@ class _Windows(Keyed):
         return {
             "segments": self.segments.snapshot(self.slots.capacity),
             "blocks": self.blocks.copy(),
-            "payload": None if self.payload is None else self.payload.snapshot(),
+            "payload": self.payload.snapshot(),
             "numbers": (self.payload_asked, self.stamp, self.hand),
         }
 
     def load(self, arrays: dict[str, Any]) -> None:
         self.segments.restore(arrays["segments"])
         self.blocks = arrays["blocks"]
-        if self.payload is not None:
-            self.payload.restore(arrays["payload"])
+        self.payload.restore(arrays["payload"])
         self.payload_asked, self.stamp, self.hand = arrays["numbers"]
 
     @property
     def size(self) -> tuple[int, int]:
-        held = self.segments.nbytes + nbytes([self.blocks]) + self.slots.nbytes
-        return len(self.slots), held + (self.payload.nbytes if self.payload is not None else 0)
+        held = self.segments.nbytes + nbytes([self.blocks]) + self.slots.nbytes + self.payload.nbytes
+        return len(self.slots), held

@@ -40,8 +40,8 @@ class Case:
     def has_messages(self) -> bool:
         return any(map(is_messages, self.schemas))
 
-    def start(self, corrected: bool = True) -> Maintained:
-        return self.operator.start(self.schemas, corrected)
+    def start(self) -> Maintained:
+        return self.operator.start(self.schemas)
 
     def __repr__(self) -> str:
         return f"{type(self.operator).__name__} {self.operator.definition}"
@@ -252,15 +252,6 @@ def horizon_does_not_show(case: Case, history: History, rng: np.random.Generator
     expected = run(case, steps)
     found = run(case, steps, history.bounds(steps))
     same(found.deltas, expected.deltas, f"{case}: forgetting behind the horizon changes the output")
-
-
-def promise_does_not_show(case: Case, history: History, rng: np.random.Generator) -> None:
-    """`corrected=False` gives the same output when no row is late or taken back."""
-    steps = history.steps(random_cuts(history, rng))
-    horizons = history.bounds(steps)
-    expected = run(case, steps)
-    found = run(case, steps, horizons, case.start(corrected=False))
-    same(found.deltas, expected.deltas, f"{case}: with corrected=False the output is another")
 
 
 def deleted(case: Case, history: History, rng: np.random.Generator) -> None:

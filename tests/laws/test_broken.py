@@ -17,7 +17,7 @@ import pytest
 from operators.delta import BEGINNING, INT, STRING, Delta, Schema, in_order
 from operators.operator import Maintained, Operator
 from tests.laws import laws
-from tests.laws.history import ANY, IN_ORDER, Change, generate, to_delta
+from tests.laws.history import Change, generate, to_delta
 from tests.laws.laws import Case, rows
 
 GIVEN: Schema = {"key": STRING, "n": INT}
@@ -27,8 +27,7 @@ OUT: Schema = {"key": STRING, "count": INT}
 class Right(Maintained):
     """Keeps all rows, and after every change counts anew."""
 
-    def __init__(self, corrected: bool = True) -> None:
-        self.corrected = corrected
+    def __init__(self) -> None:
         self.kept: dict[tuple[int, int], tuple[Any, ...]] = {}
 
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
@@ -92,8 +91,8 @@ class CountsDeltas(Right):
 
 
 class KeepsKeys(Right):
-    def __init__(self, corrected: bool = True) -> None:
-        super().__init__(corrected)
+    def __init__(self) -> None:
+        super().__init__()
         self.keys: set[Any] = set()
 
     def take(self, at: int, pos: int, weight: int, values: tuple[Any, ...]) -> None:
@@ -118,8 +117,8 @@ class KeepsMemory(Right):
 
 
 class RemembersWhatWasTakenBack(Right):
-    def __init__(self, corrected: bool = True) -> None:
-        super().__init__(corrected)
+    def __init__(self) -> None:
+        super().__init__()
         self.gone: set[Any] = set()
 
     def take(self, at: int, pos: int, weight: int, values: tuple[Any, ...]) -> None:
@@ -166,12 +165,6 @@ class ForgetsToSnapshot(Right):
         return dict(list(self.kept.items())[1:])
 
 
-class BreaksItsPromise(Right):
-    def counts(self) -> dict[tuple[int, int], tuple[Any, ...]]:
-        found = super().counts()
-        return found if self.corrected else {k: (key, min(n, 2)) for k, (key, n) in found.items()}
-
-
 class RepeatsItself(Right):
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         out = super().apply(deltas, horizon)
@@ -204,8 +197,8 @@ class Toy(Operator):
         ordered = relations[0].sort("_at", "_pos")
         return ordered.select("key", pl.int_range(1, pl.len() + 1).over("key").alias("count"), "_at", "_pos")
 
-    def start(self, inputs: Sequence[Schema], corrected: bool = True) -> Maintained:
-        return self.made(corrected)
+    def start(self, inputs: Sequence[Schema]) -> Maintained:
+        return self.made()
 
 
 def _sql(case: Case, inputs: Sequence[pl.DataFrame], compare: str = "<=") -> list[laws.Row]:
@@ -235,7 +228,6 @@ ALL = [
     laws.restart_does_not_show,
     laws.arrival_does_not_show,
     laws.horizon_does_not_show,
-    laws.promise_does_not_show,
 ]
 BROKEN = [
     (ForgetsRetractions, laws.one_definition, "not what recompute gives|while .* is there"),
@@ -251,7 +243,6 @@ BROKEN = [
     (IgnoresLateRows, laws.one_definition, "not what recompute gives"),
     (ForgetsTooMuch, laws.horizon_does_not_show, "changes the output|not there"),
     (ForgetsToSnapshot, laws.restart_does_not_show, "restart|not there"),
-    (BreaksItsPromise, laws.promise_does_not_show, "corrected=False"),
     (RepeatsItself, laws.one_definition, "brought again by one change"),
     (LosesTheOrder, laws.one_definition, "out of order|not there|while"),
 ]
@@ -261,10 +252,9 @@ def failures(toy: Callable[..., Maintained], law: Callable[..., None]) -> list[s
     """What the law says about the toy, over 40 histories."""
     said = []
     case = Case(Toy(toy), [GIVEN])
-    kind = IN_ORDER if law is laws.promise_does_not_show else ANY
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        history = generate(rng, case.schemas, int(rng.integers(20, 250)), kind)
+        history = generate(rng, case.schemas, int(rng.integers(20, 250)))
         try:
             law(case, history, rng)
         except (AssertionError, KeyError) as error:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import operators
 from tests.laws import laws
-from tests.laws.history import IN_ORDER, decode
+from tests.laws.history import decode
 from tests.laws.laws import Case
 from tests.laws.oracle import QUERIES, oracle, query_of
 
@@ -72,12 +72,6 @@ def test_order_of_arrival_does_not_show(case: Case, data: bytes) -> None:
 @given(data=HISTORIES)
 def test_forgetting_does_not_show(case: Case, data: bytes) -> None:
     laws.horizon_does_not_show(case, decode(data, case.schemas), _rng(data))
-
-
-@every_case
-@given(data=HISTORIES)
-def test_promising_no_corrections_does_not_show(case: Case, data: bytes) -> None:
-    laws.promise_does_not_show(case, decode(data, case.schemas, IN_ORDER), _rng(data))
 
 
 def _rng(data: bytes) -> np.random.Generator:

@@ -115,14 +115,6 @@ def test_with_within_keys_are_forgotten_and_without_it_one_row_of_each_is_kept()
         assert out(kept.apply(delta((10**7, 10**7, "k1"), seq=10**7))) == ([(1, 10**7)] if within else [])
 
 
-def test_without_corrections_no_rows_are_kept() -> None:
-    kept = dedupe(by="k").start([SCHEMA], corrected=False)
-    assert out(kept.apply(delta((20, 1, "a"), (30, 2, "a"), (30, 3, "b")))) == [(1, 20), (1, 30)]
-    assert len(kept.rows) == 0  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match=r"came late or were taken back although corrected=False"):
-        kept.apply(delta((20, 0, "b"), seq=9))
-
-
 def test_taking_back_a_row_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a row with at=5, pos=1 was taken back that is not there"):
         dedupe(by="k").start([SCHEMA]).apply(delta((5, 1, "a"), weight=-1))

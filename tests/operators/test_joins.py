@@ -53,8 +53,8 @@ def out(d: Delta, column: str = "y") -> list[tuple[int, int, Any]]:
     return list(zip(d.weight.tolist(), d.at.tolist(), values, strict=True))
 
 
-def started(operator: Operator, other: Schema = RIGHT, corrected: bool = True) -> Maintained:
-    return operator.start([LEFT, other], corrected)
+def started(operator: Operator, other: Schema = RIGHT) -> Maintained:
+    return operator.start([LEFT, other])
 
 
 # ---- slow obvious twins
@@ -310,15 +310,6 @@ def test_memory_is_bounded_while_the_horizon_moves(operator: Operator, keys: int
     assert max(sizes[200:]) <= max(sizes[50:100]) < 200_000
     kept.apply(lefts((10**6, 10**6, None, 0), seq=10**6), 10**6)
     assert kept.size[0] == keys
-
-
-def test_without_corrections_left_rows_are_kept_only_until_the_right_input_has_passed_them() -> None:
-    kept = started(ASOF, corrected=False)
-    for n in range(100):
-        kept.apply(lefts((10 * n, n, "a", 0), seq=2 * n))
-        kept.apply(rights((10 * n + 1, n, "a", n), seq=2 * n + 1))
-    assert len(kept.rows) <= 1  # type: ignore[attr-defined]
-    assert out(kept.apply(lefts((1000, 1000, "a", 0), seq=1000))) == [(1, 1000, 99)]
 
 
 def test_taking_back_a_row_that_is_not_there_is_refused() -> None:
