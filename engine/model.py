@@ -56,6 +56,7 @@ import polars as pl
 from river import base, compose, dummy, metrics, stats
 from river.active.base import ActiveLearningClassifier
 
+from engine.compiled import Linear, updates
 from operators.delta import (
     BOOL,
     FLOAT,
@@ -253,6 +254,7 @@ def warnings(spec: ModelSpec) -> list[str]:
     return lines
 
 
+_NUMBERS = (INT, FLOAT, BOOL)
 _OPEN, _ANSWERED, _WITHDRAWN, _CLOSED = range(4)
 _COUNTED = (
     "questions",
@@ -276,7 +278,7 @@ class _Question:
 
     key: Any
     at: int
-    x: dict[str, Any] | None
+    x: Any
     prediction: Any
     guess: Any
     state: int = _OPEN
@@ -284,21 +286,27 @@ class _Question:
 
 
 class _Student:
-    """A learner and its metric, used exactly as `progressive_val_score` does."""
+    """A learner, by river or compiled, and its metric, used exactly as `progressive_val_score` does."""
 
-    def __init__(self, name: str, model: Any, metric: Any, probabilities: bool, scored: int = 0) -> None:
-        self.name, self.model, self.metric, self.scored = name, model, metric, scored
-        self.predict: Callable[[Any], Any] = model.predict_proba_one if probabilities else model.predict_one
+    def __init__(self, name: str, learner: Any, metric: Any, probabilities: bool, scored: int = 0) -> None:
+        self.name, self.learner, self.metric, self.scored = name, learner, metric, scored
+        self.predict: Callable[[Any], Any] = learner.predict_proba_one if probabilities else learner.predict_one
+        self.score = updates(metric)
+
+    @property
+    def model(self) -> Any:
+        """The learner as a river object."""
+        return self.learner.river if isinstance(self.learner, Linear) else self.learner
 
     def learn(self, question: _Question, prediction: Any, y: Any) -> None:
         """Score the stored prediction, then learn the features as served."""
         step = "score"
         try:
             if prediction is not None and prediction != {}:
-                self.metric.update(y, prediction)
+                self.score(y, prediction)
                 self.scored += 1
             step = "learn"
-            self.model.learn_one(question.x, y)
+            self.learner.learn_one(question.x, y)
         except Exception as e:
             raise _error(self.name, question.key, step, e) from e
 
@@ -323,7 +331,8 @@ class OnlineModel:
         self._binary = spec.classifies and spec.answers[spec.label] == BOOL
         self._number = self.schema["prediction"] == FLOAT
         self._fingerprint = fingerprint(spec)
-        guesser = dummy.PriorClassifier() if spec.classifies else dummy.StatisticRegressor(stats.Mean())
+        self._compiled = Linear.takes(spec.learner) and all(spec.questions[f] in _NUMBERS for f in spec.features)
+        guesser = _Prior() if spec.classifies else dummy.StatisticRegressor(stats.Mean())
         self._student = self._enrol("", _clone(spec), spec.metrics)
         self._baseline = self._enrol(" (baseline)", guesser, spec.metrics)
         self._naive = self._enrol(" (naive)", _clone(spec), spec.metrics) if spec.naive else None
@@ -339,6 +348,8 @@ class OnlineModel:
         self._guessed = False
 
     def _enrol(self, role: str, model: Any, metric: Any, scored: int = 0) -> _Student:
+        if self._compiled and Linear.takes(model):
+            model = Linear(model, self.spec.features, self.spec.advance == "questions")
         return _Student(self.spec.name + role, model, metric, self._proba, scored)
 
     def apply(self, questions: Delta, answers: Delta, watermark: int) -> Delta:
@@ -355,7 +366,7 @@ class OnlineModel:
         if len(questions):
             spec, weights = self.spec, questions.weight.tolist()
             keys = _keys(questions, spec.key)
-            rows = _features(questions, {f: spec.questions[f] for f in spec.features})
+            rows = (_numbers if self._compiled else _features)(questions, {f: spec.questions[f] for f in spec.features})
             moved, there = _moved(questions, keys), self._asked
             before = np.searchsorted(answers.seq, questions.seq, side="right").tolist()
             for i, (key, x, at, weight) in enumerate(zip(keys, rows, questions.at.tolist(), weights, strict=True)):
@@ -426,11 +437,11 @@ class OnlineModel:
         self._close(earlier)
         return True
 
-    def _ask(self, key: Any, x: dict[str, Any], at: int) -> Any:
+    def _ask(self, key: Any, x: Any, at: int) -> Any:
         if not self._guessed:
             self._guess, self._guessed = self._baseline.predict(x), True
         try:
-            prediction = self._student.predict(x.copy())
+            prediction = self._student.predict(x.copy())  # a learner may change what it is given
             value = self._value(prediction)
         except Exception as e:
             raise _error(self.spec.name, key, "predict", e) from e
@@ -493,7 +504,7 @@ class OnlineModel:
         if self._naive is None:
             self._student.learn(question, question.prediction, y)
         else:
-            served, question.x = question.x, dict(question.x or {})
+            served, question.x = question.x, question.x.copy()
             self._student.learn(question, question.prediction, y)
             question.x = served
         self._baseline.learn(question, question.guess, y)
@@ -527,7 +538,7 @@ class OnlineModel:
             head = queue.popleft()
             if head.state == _ANSWERED:
                 try:
-                    prediction = naive.predict(dict(head.x or {}))
+                    prediction = naive.predict(head.x.copy())
                     value = self._value(prediction)
                     if type(value) is float and not isfinite(value):
                         prediction = None
@@ -578,6 +589,14 @@ class OnlineModel:
         columns |= {"model": names, "prediction": _column(values, dtype), "at": at}
         columns["model_version"] = _column(versions, STRING)
         return Delta(columns, np.ones(n, np.int64), at, questions.pos[rows], questions.seq[rows])
+
+
+class _Prior(dummy.PriorClassifier):
+    """The class frequencies, counted in a third of the time."""
+
+    def learn_one(self, x: object, y: Any) -> None:
+        self.counts[y] += 1
+        self.n += 1
 
 
 class _OnQuestions(compose.Pipeline):
@@ -712,6 +731,14 @@ def _features(delta: Delta, schema: Schema) -> list[dict[str, Any]]:
     if any(nulls for _, nulls in found):
         return [{n: v for n, v in zip(names, row) if v is not None} for row in rows]  # noqa: B905
     return [dict(zip(names, row)) for row in rows]  # noqa: B905
+
+
+def _numbers(delta: Delta, schema: Schema) -> list[Array]:
+    """The features of each row as an array, nan for null."""
+    columns = [delta.columns[n].astype(np.float64) for n in schema]
+    for n, column in zip(schema, columns, strict=True):
+        column[is_null(delta.columns[n])] = nan
+    return [row.copy() for row in np.stack(columns, 1)]
 
 
 def _keys(delta: Delta, names: tuple[str, ...]) -> list[Any]:

@@ -305,6 +305,11 @@ def _times(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, forceinline=True)
+def _digit(byte):  # type: ignore[no-untyped-def]
+    return np.int64(byte) - 48
+
+
+@njit(cache=True, forceinline=True)
 def _double(w, q, powers):  # type: ignore[no-untyped-def]
     """The bits of w * 10**q (w > 0), or -1 when this method cannot tell."""
     if q < _MIN_POWER or q > _MAX_POWER:
@@ -355,7 +360,7 @@ def _real(block, p, powers, out, floats, o):  # type: ignore[no-untyped-def]
     w, digits, power = np.uint64(0), 0, 0
     begin = p
     while 48 <= block[p] <= 57:
-        w = w * np.uint64(10) + np.uint64(block[p] - 48)
+        w = w * np.uint64(10) + np.uint64(_digit(block[p]))
         digits += 1 if w > 0 else 0
         p += 1
     if p == begin or (p > begin + 1 and block[begin] == 48):
@@ -364,7 +369,7 @@ def _real(block, p, powers, out, floats, o):  # type: ignore[no-untyped-def]
         p += 1
         point = p
         while 48 <= block[p] <= 57:
-            w = w * np.uint64(10) + np.uint64(block[p] - 48)
+            w = w * np.uint64(10) + np.uint64(_digit(block[p]))
             digits += 1 if w > 0 else 0
             p += 1
         power = point - p
@@ -377,7 +382,7 @@ def _real(block, p, powers, out, floats, o):  # type: ignore[no-untyped-def]
             p += 1
         begin, e = p, 0
         while 48 <= block[p] <= 57:
-            e = e * 10 + (block[p] - 48)
+            e = e * 10 + _digit(block[p])
             p += 1
         if p == begin or p - begin > 4:
             return -1
@@ -439,7 +444,7 @@ def _integer(block, p, least, most, scale, out, o):  # type: ignore[no-untyped-d
         p += 1
     v, begin = 0, p
     while 48 <= block[p] <= 57 and p - begin < 19:
-        v = v * 10 + (block[p] - 48)
+        v = v * 10 + _digit(block[p])
         p += 1
     n = p - begin
     if n == 0 or n > 18 or (n > 1 and block[begin] == 48) or block[p] == 46 or block[p] == 101 or block[p] == 69:
@@ -459,7 +464,7 @@ def _digits(block, p, n):  # type: ignore[no-untyped-def]
     for j in range(p, p + n):
         if not 48 <= block[j] <= 57:
             return -1
-        v = v * 10 + (block[j] - 48)
+        v = v * 10 + _digit(block[j])
     return v
 
 
@@ -496,7 +501,7 @@ def _moment(block, p, out, o):  # type: ignore[no-untyped-def]
         p += 1
         begin = p
         while 48 <= block[p] <= 57 and p - begin < 7:
-            micro = micro * 10 + (block[p] - 48)
+            micro = micro * 10 + _digit(block[p])
             p += 1
         n = p - begin
         if n == 0 or n > 6:
