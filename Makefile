@@ -56,8 +56,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## Measure against a hand-written loop and idiomatic bytewax
+bench: $(STAMP) ## Measure against a hand-written loop and idiomatic bytewax, and a resume with a million keys
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.resume
 
 clean: ## Forget outputs and state
 	rm -rf out state

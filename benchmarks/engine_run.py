@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from river import linear_model, metrics, preprocessing
@@ -73,8 +75,36 @@ def pipeline(model: bool) -> Pipeline:
 def run(lines_path: Path, folder: Path, model: bool, batch_rows: int = 4000) -> None:
     """Run to the end of the lines; outputs and state go to `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
+    go_on(lines_path, folder, model, batch_rows)
+
+
+def go_on(
+    lines_path: Path, folder: Path, model: bool, batch_rows: int = 4000, published: Callable[[], None] | None = None
+) -> None:
+    """Run to the end of the lines from where the state in `folder` is. published: called after each batch."""
     p = pipeline(model)
     settings = Settings(sources={"payments": SourceSettings(path=str(lines_path))}, batch_rows=batch_rows)
     state = claim(folder / "state", p.name, p.definition(), settings.shards, folder, outputs(p))
-    Run(p, settings, folder, state.recovery).run()
+    run = Run(p, settings, folder, state.recovery)
+    if published is not None:
+        run.guard = _telling(run.guard, published)  # type: ignore[method-assign]
+    run.run()
     state.release()
+
+
+def _telling(guard: Any, published: Callable[[], None]) -> Any:
+    """Guards steps as before; `published` is called after each call of the last one."""
+
+    def guarded(step: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        inner: Callable[..., Any] = guard(step, call)
+        if step != "publish":
+            return inner
+
+        def told(*args: Any) -> Any:
+            found = inner(*args)
+            published()
+            return found
+
+        return told
+
+    return guarded

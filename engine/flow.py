@@ -29,12 +29,13 @@ from bytewax.run import cli_main
 from engine.batch import Batch
 from engine.bind import partitions
 from engine.graph import Graph, Model
+from engine.large import Large
 from engine.merge import Merge
 from engine.model import OnlineModel
 from engine.plan import Stage, rank, roots, stages
 from engine.publish import Publish
 from engine.settings import Settings
-from engine.view import Gather, Shard, Split
+from engine.view import Gather, Part, Shard, Split
 from operators.operator import microseconds
 
 _CAP = 200
@@ -76,6 +77,11 @@ class Run:
                 raise
 
         return guarded
+
+    @property
+    def large(self) -> Path:
+        """Where large states lie."""
+        return self.recovery.with_name("large")
 
     def run(self) -> None:
         """Run until the sources end or `stop` is set. Raises `FlowError`."""
@@ -192,12 +198,18 @@ def _stage(run: Run, stage: Stage, stream: Any) -> Any:
     split = run.guard(f"{stage.name}: split", Split(stage, run.settings.shards))
 
     def shard(state: Any) -> _Keep:
-        mine = Shard(run.graph, stage)
+        mine, large = Shard(run.graph, stage), Large(run.large, stage.name)
         if state is not None:
-            mine.restore(state)
+            mine.restore(large.load(state))
         run.shards.append(mine)
-        apply = run.guard(_named(stage), mine)
-        return _Keep(lambda part: [apply(part)], run.guard(f"{stage.name}: save", mine.snapshot))
+
+        def work(part: Part) -> list[Part]:
+            large.name = f"{stage.name}.{part.shard}"
+            return [mine(part)]
+
+        return _Keep(
+            run.guard(_named(stage), work), run.guard(f"{stage.name}: save", lambda: large.save(mine.snapshot()))
+        )
 
     def gather(state: Any) -> _Keep:
         mine = Gather(stage, state or 0)
@@ -219,9 +231,9 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
     made_of = roots(run.graph)[model.predictions.name]
 
     def build_one(state: Any) -> _Keep:
-        mine = OnlineModel(model.spec)
+        mine, large = OnlineModel(model.spec), Large(run.large, f"model-{model.name}")
         if state is not None:
-            mine.restore(state)
+            mine.restore(large.load(state))
         run.models[model.name] = mine
 
         def work(batch: Batch) -> list[Batch]:
@@ -231,7 +243,10 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
             )
             return [batch]
 
-        return _Keep(run.guard(f"model {model.name}", work), run.guard(f"model {model.name}: save", mine.snapshot))
+        return _Keep(
+            run.guard(f"model {model.name}", work),
+            run.guard(f"model {model.name}: save", lambda: large.save(mine.snapshot())),
+        )
 
     return build_one
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flow.running import command, environment, freshet
+from engine.cli import load_pipeline
+from tests.flow.running import command, environment, freshet, run_here
 
 PIPELINE = """
 import polars as pl
@@ -187,6 +188,26 @@ def test_damaged_state_is_refused_by_name_and_never_an_empty_start(damage: str, 
     assert name in done.stderr
     assert "start again" in done.stderr
     assert len(lines(folder / "out/orders/seen.jsonl")) == 20
+
+
+@pytest.mark.parametrize("damage", ["is missing", "is damaged: it ends early", "is not a file of Freshet's"])
+def test_a_large_state_that_is_missing_or_damaged_is_refused(
+    damage: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.large.SMALL", 0)
+    (folder / "orders.jsonl").write_text("\n".join(GOOD % (i, i) for i in range(20)))
+    p, out, state = load_pipeline(folder)[0], folder / "out/orders", folder / "state/orders"
+    run_here(p, folder, out, state)
+    for file in (state / "large").iterdir():
+        if "missing" in damage:
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:200] if "early" in damage else b"\0" * 500)
+    done = freshet("run", folder, cwd=folder)
+    assert done.returncode == 1
+    assert damage in done.stderr
+    assert "restore the state directory from a backup" in done.stderr
+    assert len(lines(out / "seen.jsonl")) == 20
 
 
 def test_a_file_that_was_replaced_or_shrank_is_refused(folder: Path) -> None:

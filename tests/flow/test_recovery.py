@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from engine.flow import FlowError
+from engine.large import KEPT, Large
 from engine.merge import Merge
 from engine.model import OnlineModel
 from engine.publish import Publish
@@ -79,6 +80,8 @@ POINTS = [
     (Files, "write", True),
     (Files, "flush", False),
     (Files, "flush", True),
+    (Large, "save", False),
+    (Large, "save", True),
 ]
 
 
@@ -92,6 +95,7 @@ def test_crash_at_each_point_of_an_epoch(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("engine.large.SMALL", 0)  # every state in a file of its own
     rng = random.Random(f"{owner.__name__}.{method}.{after}")
     crash = CrashingAt(monkeypatch, owner, method, after)
     p = cards(folder)
@@ -106,6 +110,9 @@ def test_crash_at_each_point_of_an_epoch(
     crash.left = -1
     run_here(p, folder, tmp_path / "out", tmp_path / "state")
     assert written(tmp_path / "out") == reference
+    files = [f.name.rsplit(".", 2)[0] for f in (tmp_path / "state/large").iterdir()]
+    assert {"model-fraud"} < set(files)
+    assert all(files.count(name) <= KEPT for name in files)
 
 
 def test_kill_9_at_random_moments(folder: Path, reference: dict[str, bytes], tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Large states lie in files of their own: bytewax's store keeps only the name of the file.
+
+bytewax writes a state into SQLite and reads it from there at some ten milliseconds a megabyte, while the whole stream
+stands still. So a state above `SMALL` bytes is written to a file, made durable, and named to bytewax. Epochs are
+completed one after another: when a state is saved, the one saved before it can still be what a crash goes back to, and
+no earlier one. Files older than that are removed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SMALL = 1 << 18
+"""The most bytes that are left to bytewax."""
+
+KEPT = 3
+"""How many files of a step are kept: the one before the last, and one to spare."""
+
+_MAGIC = b"freshet state 1\n"
+
+
+class LargeStateError(RuntimeError):
+    """A file of saved state that is missing or damaged; the text names it and the cure."""
+
+
+class Large:
+    """The saved states of one step, in files `folder`/`name`.N.state."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name, self.number = folder, name, 0
+
+    def save(self, state: Any) -> Any:
+        """What bytewax keeps of a state: the number and name of its file, and without a file its bytes."""
+        buffers: list[pickle.PickleBuffer] = []
+        head = pickle.dumps(state, protocol=5, buffer_callback=buffers.append)
+        parts = [head, *(b.raw() for b in buffers)]
+        self.number += 1
+        self._path(self.number - KEPT).unlink(missing_ok=True)
+        if sum(map(len, parts)) <= SMALL:
+            return self.number, self.name, pickle.dumps(state)
+        self.folder.mkdir(exist_ok=True, mode=0o700)
+        _write(self._path(self.number), parts)
+        return self.number, self.name, None
+
+    def load(self, kept: Any) -> Any:
+        """The state of which bytewax kept that. Raises `LargeStateError`."""
+        self.number, self.name, small = kept
+        return _read(self._path(self.number)) if small is None else pickle.loads(small)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{self.name}.{number}.state"
+
+
+def _write(path: Path, parts: Sequence[Any]) -> None:
+    """Write the parts behind their lengths, so that after a crash the file is whole or not there."""
+    draft = path.with_suffix(".new")
+    lengths = np.array([len(parts), *map(len, parts)], np.int64)
+    with draft.open("wb", buffering=0) as file:
+        for part in (_MAGIC, lengths.tobytes(), *parts):
+            left = memoryview(part).cast("B")
+            while len(left):
+                left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    draft.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path) -> Any:
+    cure = "restore the state directory from a backup, or start again without state and outputs"
+    try:
+        with path.open("rb", buffering=0) as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise LargeStateError(f"the saved state {str(path)!r} is not a file of Freshet's; {cure}")
+            many = int(np.frombuffer(_exactly(file, 8), np.int64)[0])
+            lengths = np.frombuffer(_exactly(file, 8 * many), np.int64).tolist()
+            if path.stat().st_size != len(_MAGIC) + 8 * (1 + many) + sum(lengths):
+                raise EOFError
+            head, *buffers = (_exactly(file, n) for n in lengths)
+    except FileNotFoundError:
+        raise LargeStateError(f"the saved state {str(path)!r} is missing; {cure}") from None
+    except (EOFError, ValueError, OverflowError, MemoryError):
+        raise LargeStateError(f"the saved state {str(path)!r} is damaged: it ends early; {cure}") from None
+    return pickle.loads(head, buffers=buffers)
+
+
+def _exactly(file: Any, n: int) -> bytearray:
+    found = bytearray(n)
+    left = memoryview(found)
+    while len(left):
+        got = file.readinto(left)
+        if not got:
+            raise EOFError
+        left = left[got:]
+    return found
