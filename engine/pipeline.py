@@ -217,6 +217,11 @@ class Pipeline(Graph):
                         raise DefinitionError(
                             f"{where}: {found.name!r} is not a table; use op.join_asof, or declare it with p.table"
                         )
+                    if set(step.keys[1]) != set(found.key):
+                        raise DefinitionError(
+                            f"{where}: the rows of table {found.name!r} are told apart by {', '.join(found.key)}, not "
+                            f"by {', '.join(step.keys[1])}; join it on its key, right_on={list(found.key)!r}"
+                        )
                     inputs.append(found.name)
                     schemas.append(found.messages)
                 else:

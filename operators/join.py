@@ -7,6 +7,9 @@ The right input is the stream of the table's versions: rows that are only ever i
 `deleted` (true: from then on the key has no row), which is not among the columns of the result. A row of a table that
 was there from the start has `at` = the beginning of time.
 
+A deleted version whose key is null (all its columns) deletes every key: no version before it, in the order of
+(at, pos), is seen at or after its `at`.
+
 A later version does not rewrite what older rows saw, so training and serving see the same; a version that comes late
 corrects the rows it should have been seen by. A null key meets nothing. Versions are kept from the last one before
 the horizon on: a table does not expire.
@@ -18,9 +21,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import polars as pl
 
-from operators.delta import AT, BOOL, FLOAT, INT, POS, STRING, Schema
+from operators.delta import (
+    AT,
+    BEGINNING,
+    BOOL,
+    FLOAT,
+    INT,
+    POS,
+    STRING,
+    Delta,
+    Ints,
+    Schema,
+    concat,
+    is_null,
+    nulls,
+)
 from operators.joining import Choice, Chosen, Meeting, chosen, key_columns, renamed, right_input
 from operators.operator import DefinitionError, Maintained, Named, Operator, Relation
 
@@ -31,7 +49,7 @@ DELETED = "deleted"
 class Join(Operator):
     """Adds to each row the columns of its key in a table, as the table was at that time.
 
-    SQL: `SELECT l.*, CASE WHEN NOT v.deleted THEN v.seats END AS seats
+    SQL, but for versions that delete every key: `SELECT l.*, CASE WHEN NOT v.deleted THEN v.seats END AS seats
     FROM l ASOF LEFT JOIN versions v ON l.tail = v.tail AND l.at >= v.at`
 
     >>> import numpy as np
@@ -98,18 +116,27 @@ class Join(Operator):
             _r_pos=pl.col(POS),
             _deleted=pl.col(DELETED),
         )
-        valid = (
+        keys = [f"_key{i}" for i in range(len(self.on))]
+        found = (
             rows.select("_row", AT, *self.on)
-            .join(versions, left_on=self.on, right_on=[f"_key{i}" for i in range(len(self.on))])
+            .join(versions, left_on=self.on, right_on=keys)
             .filter(pl.col("_r_at") <= pl.col(AT))
             .sort("_r_at", "_r_pos")
             .unique("_row", keep="last", maintain_order=True)
             .filter(~pl.col("_deleted"))
         )
+        ends = versions.filter(pl.col("_deleted"), *(pl.col(k).is_null() for k in keys))
+        end_at, end_pos = pl.col("_end_at"), pl.col("_end_pos")
+        ended = (
+            found.join(ends.select(_end_at="_r_at", _end_pos="_r_pos"), how="cross")
+            .filter(end_at <= pl.col(AT))
+            .filter((end_at > pl.col("_r_at")) | ((end_at == pl.col("_r_at")) & (end_pos > pl.col("_r_pos"))))
+        )
+        valid = found.join(ended, on="_row", how="anti")
         return rows.join(valid.select("_row", *(new for new, _ in columns)), on="_row", how="left").drop("_row")
 
     def start(self, inputs: Sequence[Schema]) -> Maintained:
-        return Meeting(self.keys, inputs, self._chosen(inputs), hidden=DELETED)
+        return _Versions(self.keys, inputs, self._chosen(inputs), hidden=DELETED)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
@@ -122,6 +149,70 @@ class Join(Operator):
             (join(Named("table", table), on="k", columns={"t": "z"}), [left, table]),
             (join(Named("other", other), on="x", right_on="a", prefix="o_"), [left, other]),
         ]
+
+
+class _Versions(Meeting):
+    """A version that deletes every key is a deleted version of each key that has one, and of each that gets one.
+
+    ends: their (at, pos), as long as a version before them can still come.
+    """
+
+    def __init__(
+        self, keys: Sequence[Sequence[str]], inputs: Sequence[Schema], columns: Chosen, *, hidden: str
+    ) -> None:
+        super().__init__(keys, inputs, columns, hidden=hidden)
+        self.versions = inputs[1]
+        self.ends = np.empty((0, 2), np.int64)
+
+    def begins(self, deltas: Sequence[Delta], slots: Sequence[Ints]) -> Ints:
+        """A wave begins with a version that deletes every key, for it meets left rows of all of them."""
+        begins, ends = super().begins(deltas, slots), deltas[1].seq[self._of_all_keys(deltas[1])]
+        if not len(ends):
+            return begins
+        least = min(int(d.seq[0]) for d in deltas if len(d))
+        return np.union1d(begins, ends[ends > least])
+
+    def step(self, deltas: Sequence[Delta], slots: Sequence[Ints], horizon: int) -> Delta:
+        (left, right), (slot, r_slot) = deltas, slots
+        if len(right):
+            there = self.right.runs[:, 2] < self.right.runs[:, 3]
+            mine = np.unique(r_slot)
+            whole = self._of_all_keys(right)
+            added = [self._end(mine[~there[mine]], at, pos, int(right.seq[0])) for at, pos in self.ends.tolist()]
+            for at, pos, seq in zip(right.at[whole], right.pos[whole], right.seq[whole], strict=True):
+                added.append(self._end(np.union1d(np.flatnonzero(there), mine), at, pos, seq))
+            self.ends = np.concatenate([self.ends, np.stack([right.at[whole], right.pos[whole]], 1)])
+            if added:
+                right = concat([*(delta for delta, _ in added), right])
+                r_slot = np.concatenate([*(where for _, where in added), r_slot])
+        return super().step([left, right], [slot, r_slot], horizon)
+
+    def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
+        out = super().apply(deltas, horizon)
+        self.ends = self.ends[self.ends[:, 0] >= horizon]
+        return out
+
+    def _of_all_keys(self, right: Delta) -> Ints:
+        """The versions that delete every key."""
+        if not len(right) or not (gone := right.columns[DELETED] == 1).any():
+            return np.empty(0, np.int64)
+        return np.flatnonzero(gone & np.logical_and.reduce([is_null(right.columns[k]) for k in self.key_names[1]]))
+
+    def _end(self, slots: Ints, at: int, pos: int, seq: int) -> tuple[Delta, Ints]:
+        """A deleted version of the keys at these slots."""
+        n, names, keys = len(slots), self.key_names[1], self.slots.keys(slots.tolist())
+        columns = {c: nulls(n, t) for c, t in self.versions.items()}
+        columns[DELETED] = np.ones(n, np.int8)
+        for i, name in enumerate(names):
+            columns[name][:] = [k[i] for k in keys] if len(names) > 1 else keys
+        return Delta(columns, np.ones(n, np.int64), *(np.full(n, v, np.int64) for v in (at, pos, seq))), slots
+
+    def arrays(self) -> dict[str, Any]:
+        return {**super().arrays(), "ends": self.ends}
+
+    def load(self, arrays: dict[str, Any]) -> None:
+        super().load(arrays)
+        self.ends = arrays["ends"]
 
 
 def join(

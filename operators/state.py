@@ -277,11 +277,13 @@ class Keyed(Maintained):
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         slots = [self.slots.of(keys_of(d.columns, k)) for d, k in zip(deltas, self.key_names, strict=True)]
         self.reserve(self.slots.capacity)
-        return self.changes(deltas, slots, self._cut(deltas, slots), horizon)
+        begins = self.begins(deltas, slots)
+        edges = [np.concatenate([[0], np.searchsorted(d.seq, begins), [len(d)]]) for d in deltas]
+        return self.changes(deltas, slots, edges, horizon)
 
-    def _cut(self, deltas: Sequence[Delta], slots: list[Ints]) -> list[Ints]:
-        """For each delta where waves begin, and its length."""
-        whole = [np.array([0, len(d)]) for d in deltas]
+    def begins(self, deltas: Sequence[Delta], slots: Sequence[Ints]) -> Ints:
+        """The `seq` at which each wave but the first begins."""
+        whole = np.empty(0, np.int64)
         n = sum(map(len, slots))
         if n <= 1 or not self.waves:
             return whole
@@ -307,8 +309,7 @@ class Keyed(Maintained):
         )
         if not found:
             return whole
-        ends = seq[cuts[:found]]
-        return [np.concatenate([[0], np.searchsorted(d.seq, ends), [len(d)]]) for d in deltas]
+        return seq[cuts[:found]]
 
     def snapshot(self) -> Any:
         return {"slots": self.slots.snapshot(), **self.arrays()}

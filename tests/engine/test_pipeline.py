@@ -93,6 +93,10 @@ WRONG: list[tuple[Callable[..., object], str]] = [
         "'landings' is not a table; use op.join_asof",
     ),
     (
+        lambda p, d, a, t: p.view("v", d, op.join(t, on="id", right_on="seats")),
+        "rows of table 'planes' are told apart by tail, not by seats; join it on its key, right_on=['tail']",
+    ),
+    (
         lambda p, d, a, t: p.view("v", d, op.join(t, on="tail", columns=["seat"])),
         "no column 'seat'; did you mean 'seats'?",
     ),

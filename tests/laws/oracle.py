@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import duckdb
 import polars as pl
@@ -143,7 +143,10 @@ def join_asof(case: Case) -> str:
 
 @query
 def join(case: Case) -> str:
-    return _met(case, "LEFT", "r._at <= l._at", "r._at DESC, r._pos DESC", 'CASE WHEN NOT r.deleted THEN r."{}" END')
+    gone = " AND ".join(["e.deleted", *(f'e."{n}" IS NULL' for n in cast(Any, case.operator).right_on)])
+    ended = f"EXISTS (FROM r1 e WHERE {gone} AND e._at <= l._at AND (e._at, e._pos) > (r._at, r._pos))"
+    shown = f'CASE WHEN NOT r.deleted AND NOT {ended} THEN r."{{}}" END'
+    return _met(case, "LEFT", "r._at <= l._at", "r._at DESC, r._pos DESC", shown)
 
 
 @query

@@ -73,7 +73,9 @@ def asof_twin(left: list[Change], found: list[Change], tolerance: int | None) ->
             and (tolerance is None or r.at >= row.at - tolerance)
         ]
         last = max(met, key=lambda r: (r.at, r.pos), default=None)
+        ends = [r for r in found if len(r.values) == 3 and r.values[0] is None and r.values[2] == 1 and r.at <= row.at]
         hidden = last is None or (len(last.values) == 3 and last.values[2] == 1)
+        hidden = hidden or any((r.at, r.pos) > (last.at, last.pos) for r in ends)
         result.append((row.at, row.pos, (*row.values, None if hidden else last.values[1])))
     return result
 
@@ -248,6 +250,31 @@ def test_a_table_shows_each_row_the_version_of_its_time() -> None:
     late = kept.apply([empty(LEFT), delta(TABLE, (25, 5, "a", 9, False), seq=20)])
     assert out(late) == [(-1, 29, None), (1, 29, 9)]
     assert "deleted" not in late.columns
+
+
+def test_a_version_without_a_key_that_is_deleted_ends_all_versions_before_it() -> None:
+    kept = started(join(table, on="k"), TABLE)
+    kept.apply([empty(LEFT), delta(TABLE, (10, 1, "a", 1, False), (10, 2, "b", 2, False))])
+    # What was served before the truncation became known is corrected, also within one delta.
+    asked = delta(LEFT, (30, 1, "a", 0), (15, 2, "b", 0), seq=10)
+    told = kept.apply(
+        [concat([asked, delta(LEFT, (31, 3, "b", 0), seq=13)]), delta(TABLE, (20, 3, None, None, True), seq=12)]
+    )
+    assert out(told) == [(1, 30, 1), (1, 15, 2), (-1, 30, 1), (1, 30, None), (1, 31, None)]
+    assert told.seq.tolist() == [10, 11, 12, 12, 13]
+    # A key that comes later: its versions before the truncation are ended, those after it are not.
+    kept.apply([empty(LEFT), delta(TABLE, (12, 4, "c", 3, False), (25, 5, "c", 4, False), seq=20)])
+    again = delta(LEFT, (13, 4, "c", 0), (22, 5, "c", 0), (26, 6, "c", 0), (40, 7, "a", 0), seq=30)
+    assert out(kept.apply([again, empty(TABLE)])) == [(1, 13, 3), (1, 22, None), (1, 26, 4), (1, 40, None)]
+
+
+def test_what_ended_all_versions_is_remembered_until_no_version_before_it_can_come() -> None:
+    for horizon, seen in ((20, None), (21, 5)):
+        kept = started(join(table, on="k"), TABLE)
+        kept.apply([empty(LEFT), delta(TABLE, (20, 3, None, None, True))], 15)
+        kept.apply([delta(LEFT, (50, 1, "z", 0), seq=5), empty(TABLE)], horizon)
+        kept.apply([empty(LEFT), delta(TABLE, (20, 1, "a", 5, False), seq=6)], horizon)  # breaks the promise of 21
+        assert out(kept.apply([delta(LEFT, (60, 2, "a", 0), seq=7), empty(TABLE)], horizon)) == [(1, 60, seen)]
 
 
 def test_a_version_that_was_deleted_before_the_horizon_releases_its_key() -> None:
