@@ -39,14 +39,14 @@ from operators.delta import (
     is_null,
     nulls,
 )
-from operators.joining import Choice, Chosen, Meeting, chosen, key_columns, renamed, right_input
+from operators.joining import Choice, Chosen, Joined, Meeting, declared
 from operators.operator import DefinitionError, Maintained, Named, Operator, Relation
 
 DELETED = "deleted"
 
 
 @dataclass(frozen=True, eq=False)
-class Join(Operator):
+class Join(Joined):
     """Adds to each row the columns of its key in a table, as the table was at that time.
 
     SQL, but for versions that delete every key: `SELECT l.*, CASE WHEN NOT v.deleted THEN v.seats END AS seats
@@ -69,74 +69,31 @@ class Join(Operator):
 
     versions: ClassVar[bool] = True
 
-    right: Relation
-    on: tuple[str, ...]
-    right_on: tuple[str, ...]
-    columns: Chosen | None
-    prefix: str
+    hidden: ClassVar[str | None] = DELETED
 
-    @property
-    def others(self) -> tuple[Relation, ...]:
-        return (self.right,)
-
-    @property
-    def keys(self) -> tuple[tuple[str, ...], ...]:
-        return self.on, self.right_on
-
-    @property
-    def definition(self) -> dict[str, Any]:
-        return {
-            "right": self.right.name,
-            "on": list(self.on),
-            "right_on": list(self.right_on),
-            "columns": None if self.columns is None else [list(c) for c in self.columns],
-            "prefix": self.prefix,
-        }
-
-    def _chosen(self, inputs: Sequence[Schema]) -> Chosen:
+    def chosen(self, inputs: Sequence[Schema]) -> Chosen:
         if inputs[1].get(DELETED) != BOOL:
             raise DefinitionError(
                 f"join: {self.right.name!r} has no Boolean column {DELETED!r}; expected a table, "
                 "for a stream use join_asof"
             )
-        return chosen(inputs, self.on, self.right_on, self.columns, self.prefix, DELETED, "join")
-
-    def schema(self, inputs: Sequence[Schema]) -> Schema:
-        return {**inputs[0], **{new: inputs[1][old] for new, old in self._chosen(inputs)}}
+        return super().chosen(inputs)
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-        left, right = relations
-        schemas = [{n: t for n, t in r.collect_schema().items() if n not in (AT, POS)} for r in relations]
-        columns = self._chosen(schemas)
-        rows = left.with_row_index("_row")
-        versions = right.select(
-            *(pl.col(n).alias(f"_key{i}") for i, n in enumerate(self.right_on)),
-            *(pl.col(old).alias(new) for new, old in columns),
-            _r_at=pl.col(AT),
-            _r_pos=pl.col(POS),
-            _deleted=pl.col(DELETED),
-        )
-        keys = [f"_key{i}" for i in range(len(self.on))]
-        found = (
-            rows.select("_row", AT, *self.on)
-            .join(versions, left_on=self.on, right_on=keys)
-            .filter(pl.col("_r_at") <= pl.col(AT))
-            .sort("_r_at", "_r_pos")
-            .unique("_row", keep="last", maintain_order=True)
-            .filter(~pl.col("_deleted"))
-        )
-        ends = versions.filter(pl.col("_deleted"), *(pl.col(k).is_null() for k in keys))
+        rows, found = self.pairs(relations, pl.col("_r_at") <= pl.col(AT))
+        last = found.unique("_row", keep="last", maintain_order=True)
         end_at, end_pos = pl.col("_end_at"), pl.col("_end_pos")
+        ends = relations[1].filter(pl.col(DELETED), *(pl.col(k).is_null() for k in self.right_on))
         ended = (
-            found.join(ends.select(_end_at="_r_at", _end_pos="_r_pos"), how="cross")
+            last.join(ends.select(_end_at=AT, _end_pos=POS), how="cross")
             .filter(end_at <= pl.col(AT))
             .filter((end_at > pl.col("_r_at")) | ((end_at == pl.col("_r_at")) & (end_pos > pl.col("_r_pos"))))
         )
-        valid = found.join(ended, on="_row", how="anti")
-        return rows.join(valid.select("_row", *(new for new, _ in columns)), on="_row", how="left").drop("_row")
+        valid = last.filter(~pl.col("_hidden")).join(ended, on="_row", how="anti")
+        return rows.join(valid.drop(AT, "_r_at", "_r_pos", "_hidden"), on="_row", how="left").drop("_row")
 
     def start(self, inputs: Sequence[Schema]) -> Maintained:
-        return _Versions(self.keys, inputs, self._chosen(inputs), hidden=DELETED)
+        return _Versions(self.keys, inputs, self.chosen(inputs), hidden=DELETED)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
@@ -231,5 +188,4 @@ def join(
     Raises `DefinitionError` when a column is unknown, a name taken, or the right input is not a table.
     SQL: a temporal join, `FOR SYSTEM_TIME AS OF l.at`; or `ASOF LEFT JOIN` on the table's versions.
     """
-    left_on, found_on = key_columns(on, right_on, "join")
-    return Join(right_input(table, "join"), left_on, found_on, renamed(columns, prefix, "join"), prefix)
+    return Join(*declared(table, on, right_on, columns, prefix, "join"))

@@ -17,13 +17,13 @@ from typing import Any
 
 import polars as pl
 
-from operators.delta import AT, BEGINNING, FLOAT, INT, POS, STRING, Schema
-from operators.joining import Choice, Chosen, Meeting, chosen, key_columns, renamed, right_input
+from operators.delta import AT, BEGINNING, FLOAT, INT, STRING, Schema
+from operators.joining import Choice, Joined, Meeting, declared
 from operators.operator import Maintained, Named, Operator, Relation, microseconds
 
 
 @dataclass(frozen=True, eq=False)
-class JoinAsof(Operator):
+class JoinAsof(Joined):
     """Adds to each row the columns of the last right row of its key at or before it.
 
     SQL: `SELECT l.*, r.wind FROM l ASOF LEFT JOIN r ON l.origin = r.origin AND l.at >= r.at`, with a tolerance
@@ -44,64 +44,23 @@ class JoinAsof(Operator):
     [(-1, 5, 20), (1, 9, 20)]
     """
 
-    right: Relation
-    on: tuple[str, ...]
-    right_on: tuple[str, ...]
     tolerance: int | None
-    columns: Chosen | None
-    prefix: str
-
-    @property
-    def others(self) -> tuple[Relation, ...]:
-        return (self.right,)
-
-    @property
-    def keys(self) -> tuple[tuple[str, ...], ...]:
-        return self.on, self.right_on
 
     @property
     def definition(self) -> dict[str, Any]:
-        return {
-            "right": self.right.name,
-            "on": list(self.on),
-            "right_on": list(self.right_on),
-            "tolerance": self.tolerance,
-            "columns": None if self.columns is None else [list(c) for c in self.columns],
-            "prefix": self.prefix,
-        }
-
-    def _chosen(self, inputs: Sequence[Schema]) -> Chosen:
-        return chosen(inputs, self.on, self.right_on, self.columns, self.prefix, None, "join_asof")
-
-    def schema(self, inputs: Sequence[Schema]) -> Schema:
-        return {**inputs[0], **{new: inputs[1][old] for new, old in self._chosen(inputs)}}
+        return {**super().definition, "tolerance": self.tolerance}
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-        left, right = relations
-        columns = self._chosen([dict(left.collect_schema()), _columns(right)])
-        rows = left.with_row_index("_row")
-        found = right.select(
-            *(pl.col(n).alias(f"_key{i}") for i, n in enumerate(self.right_on)),
-            *(pl.col(old).alias(new) for new, old in columns),
-            _r_at=pl.col(AT),
-            _r_pos=pl.col(POS),
-        )
         met = pl.col("_r_at") <= pl.col(AT)
         if self.tolerance is not None:
             met &= pl.col("_r_at") >= pl.max_horizontal(AT, BEGINNING + self.tolerance) - self.tolerance
-        last = (
-            rows.select("_row", AT, *self.on)
-            .join(found, left_on=self.on, right_on=[f"_key{i}" for i in range(len(self.on))])
-            .filter(met)
-            .sort("_r_at", "_r_pos")
-            .unique("_row", keep="last", maintain_order=True)
-        )
-        added = [new for new, _ in columns]
-        return rows.join(last.select("_row", *added), on="_row", how="left").drop("_row")
+        rows, found = self.pairs(relations, met)
+        last = found.unique("_row", keep="last", maintain_order=True)
+        return rows.join(last.drop(AT, "_r_at", "_r_pos"), on="_row", how="left").drop("_row")
 
     def start(self, inputs: Sequence[Schema]) -> Maintained:
         reach = -1 if self.tolerance is None else self.tolerance
-        return Meeting(self.keys, inputs, self._chosen(inputs), reach=reach)
+        return Meeting(self.keys, inputs, self.chosen(inputs), reach=reach)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
@@ -115,10 +74,6 @@ class JoinAsof(Operator):
             (join_asof(Named("right", right), on="k", tolerance="3us", columns={"t": "y"}), [left, right]),
             (join_asof(Named("other", other), on=["k", "x"], right_on=["a", "b"]), [left, other]),
         ]
-
-
-def _columns(relation: pl.LazyFrame) -> Schema:
-    return {n: t for n, t in relation.collect_schema().items() if n not in (AT, POS)}
 
 
 def join_asof(
@@ -138,7 +93,5 @@ def join_asof(
 
     Raises `DefinitionError` when a column is unknown or a name taken. SQL: `ASOF LEFT JOIN`.
     """
-    left_on, found_on = key_columns(on, right_on, "join_asof")
     limit = None if tolerance is None else microseconds(tolerance, "join_asof: tolerance")
-    names = renamed(columns, prefix, "join_asof")
-    return JoinAsof(right_input(right, "join_asof"), left_on, found_on, limit, names, prefix)
+    return JoinAsof(*declared(right, on, right_on, columns, prefix, "join_asof"), limit)

@@ -18,13 +18,13 @@ from typing import Any
 
 import polars as pl
 
-from operators.delta import AT, FLOAT, INT, POS, STRING, Schema
-from operators.joining import Choice, Chosen, Meeting, chosen, key_columns, renamed, right_input
+from operators.delta import AT, FLOAT, INT, STRING, Schema
+from operators.joining import Choice, Joined, Meeting, declared
 from operators.operator import Maintained, Named, Operator, Relation, microseconds
 
 
 @dataclass(frozen=True, eq=False)
-class JoinLabel(Operator):
+class JoinLabel(Joined):
     """Keeps the questions that have an answer, and adds its columns.
 
     SQL: `SELECT DISTINCT ON (q.at, q.pos) q.*, a.delay FROM q JOIN a ON q.flight = a.flight
@@ -47,57 +47,20 @@ class JoinLabel(Operator):
     [(-1, 5, 10)]
     """
 
-    right: Relation
-    on: tuple[str, ...]
-    right_on: tuple[str, ...]
-    columns: Chosen | None
     wait: int
 
     @property
-    def others(self) -> tuple[Relation, ...]:
-        return (self.right,)
-
-    @property
-    def keys(self) -> tuple[tuple[str, ...], ...]:
-        return self.on, self.right_on
-
-    @property
     def definition(self) -> dict[str, Any]:
-        return {
-            "right": self.right.name,
-            "on": list(self.on),
-            "right_on": list(self.right_on),
-            "columns": None if self.columns is None else [list(c) for c in self.columns],
-            "wait": self.wait,
-        }
-
-    def _chosen(self, inputs: Sequence[Schema]) -> Chosen:
-        return chosen(inputs, self.on, self.right_on, self.columns, "", None, "join_label")
-
-    def schema(self, inputs: Sequence[Schema]) -> Schema:
-        return {**inputs[0], **{new: inputs[1][old] for new, old in self._chosen(inputs)}}
+        return {**super().definition, "wait": self.wait}
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-        questions, answers = relations
-        schemas = [{n: t for n, t in r.collect_schema().items() if n not in (AT, POS)} for r in relations]
-        columns = self._chosen(schemas)
-        found = answers.select(
-            *(pl.col(n).alias(f"_key{i}") for i, n in enumerate(self.right_on)),
-            *(pl.col(old).alias(new) for new, old in columns),
-            _r_at=pl.col(AT),
-            _r_pos=pl.col(POS),
-        )
-        return (
-            questions.with_row_index("_row")
-            .join(found, left_on=self.on, right_on=[f"_key{i}" for i in range(len(self.on))])
-            .filter((pl.col("_r_at") >= pl.col(AT)) & (pl.col("_r_at") <= pl.col(AT) + self.wait))
-            .sort("_r_at", "_r_pos")
-            .unique("_row", keep="first", maintain_order=True)
-            .select(*schemas[0], *(new for new, _ in columns), AT, POS)
-        )
+        r_at, at = pl.col("_r_at"), pl.col(AT)
+        rows, found = self.pairs(relations, (r_at >= at) & (r_at <= at + self.wait))
+        answered = found.unique("_row", keep="first", maintain_order=True)
+        return rows.join(answered.drop(AT, "_r_at", "_r_pos"), on="_row").drop("_row")
 
     def start(self, inputs: Sequence[Schema]) -> Maintained:
-        return Meeting(self.keys, inputs, self._chosen(inputs), reach=self.wait, forward=True)
+        return Meeting(self.keys, inputs, self.chosen(inputs), reach=self.wait, forward=True)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
@@ -128,7 +91,5 @@ def join_label(
 
     Raises `DefinitionError` when a column is unknown or a name taken. SQL: an interval join, first match.
     """
-    left_on, found_on = key_columns(on, right_on, "join_label")
-    names = renamed(columns, "", "join_label")
     limit = microseconds(wait, "join_label: wait")
-    return JoinLabel(right_input(answers, "join_label"), left_on, found_on, names, limit)
+    return JoinLabel(*declared(answers, on, right_on, columns, "", "join_label"), limit)

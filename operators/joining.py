@@ -1,4 +1,4 @@
-"""What the joins share: how the columns of the right input are chosen, and how left and right rows meet in time.
+"""What the joins share: how they are declared, and how left and right rows meet in time.
 
 `Meeting` keeps left and right rows of each key in the order of (at, pos) and, for each left row, the right row it
 meets. *Backward* (as-of) that is the last one at or before it, *forward* (labels) the first one at or after it; in
@@ -8,14 +8,17 @@ t and its neighbour on the far side, so a late row corrects those and no others.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+import polars as pl
 from numba import njit
 
-from operators.delta import BEGINNING, Array, Columns, Delta, Ints, Schema, concat, is_null
-from operators.operator import DefinitionError, Relation, as_names, known, new_columns
+from operators.delta import AT, BEGINNING, POS, Array, Columns, Delta, Ints, Schema, concat, is_null
+from operators.operator import DefinitionError, Operator, Relation, as_names, known, new_columns
 from operators.state import Keyed, Rows
 from operators.timeline import LEAST, MOST, Cells, Sweep, Timelines, ahead, appended, back, cut, first, put, same, tidy
 
@@ -25,65 +28,105 @@ Choice = Sequence[str] | Mapping[str, str] | None
 """Right columns as the user chooses them: names, or {new name: name}, or all."""
 
 
-def right_input(right: Any, what: str) -> Relation:
-    """The right input. Raises `DefinitionError` when it is not a source or a view."""
+@dataclass(frozen=True, eq=False)
+class Joined(Operator, abc.ABC):
+    """What the joins have in common: a right input, the key columns on both sides, and the right columns to add."""
+
+    right: Relation
+    on: tuple[str, ...]
+    right_on: tuple[str, ...]
+    columns: Chosen | None
+    prefix: str
+
+    hidden: ClassVar[str | None] = None
+    """A column of the right input that is never added."""
+
+    @property
+    def others(self) -> tuple[Relation, ...]:
+        return (self.right,)
+
+    @property
+    def keys(self) -> tuple[tuple[str, ...], ...]:
+        return self.on, self.right_on
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        return {
+            "right": self.right.name,
+            "on": list(self.on),
+            "right_on": list(self.right_on),
+            "columns": None if self.columns is None else [list(c) for c in self.columns],
+            "prefix": self.prefix,
+        }
+
+    def schema(self, inputs: Sequence[Schema]) -> Schema:
+        return {**inputs[0], **{new: inputs[1][old] for new, old in self.chosen(inputs)}}
+
+    def chosen(self, inputs: Sequence[Schema]) -> Chosen:
+        """The pairs of new and right columns: all but the key and `hidden`, unless the user chose.
+
+        Raises `DefinitionError` when a column is unknown, a key differs in type or a new name is taken.
+        """
+        (left, right), what = inputs, self.name
+        known(self.on, left, f"{what}: on")
+        known(self.right_on, right, f"{what}: right_on")
+        for a, b in zip(self.on, self.right_on, strict=True):
+            if left[a] != right[b]:
+                raise DefinitionError(
+                    f"{what}: the key {a!r} has type {left[a]} and {b!r} on the right {right[b]}; "
+                    "expected the same type"
+                )
+        there = {n: t for n, t in right.items() if n != self.hidden}
+        columns = self.columns
+        if columns is None:
+            columns = tuple((self.prefix + n, n) for n in there if n not in self.right_on)
+        known([n for _, n in columns], there, f"{what}: columns")
+        names = [n for n, _ in columns]
+        if len(set(names)) < len(names):
+            raise DefinitionError(f"{what}: columns are {names!r}; expected different names")
+        new_columns(left, {new: right[old] for new, old in columns}, what)
+        return columns
+
+    def pairs(self, relations: Sequence[pl.LazyFrame], met: pl.Expr) -> tuple[pl.LazyFrame, pl.LazyFrame]:
+        """From scratch: the left rows, numbered as `_row`; and for each its right rows for which `met` is true.
+
+        The latter in the order of (`_r_at`, `_r_pos`), with the columns to add under their new names, and `hidden`.
+        """
+        left, right = relations
+        columns = self.chosen([{n: t for n, t in r.collect_schema().items() if n not in (AT, POS)} for r in relations])
+        keys = [f"_key{i}" for i in range(len(self.on))]
+        found = right.select(
+            *(pl.col(n).alias(k) for n, k in zip(self.right_on, keys, strict=True)),
+            *(pl.col(old).alias(new) for new, old in columns),
+            *([pl.col(self.hidden).alias("_hidden")] if self.hidden else []),
+            _r_at=pl.col(AT),
+            _r_pos=pl.col(POS),
+        )
+        rows = left.with_row_index("_row")
+        joined = rows.select("_row", AT, *self.on).join(found, left_on=self.on, right_on=keys)
+        return rows, joined.filter(met).sort("_r_at", "_r_pos").drop(self.on)
+
+
+def declared(
+    right: Any, on: Any, right_on: Any, columns: Choice, prefix: str, what: str
+) -> tuple[Relation, tuple[str, ...], tuple[str, ...], Chosen | None, str]:
+    """The fields of `Joined` as the user gave them. Raises `DefinitionError`."""
     if not isinstance(right, Relation):
         raise DefinitionError(f"{what}: the right input is {right!r}; expected a source or a view")
-    return right
-
-
-def key_columns(on: Any, right_on: Any, what: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The key columns left and right. Raises `DefinitionError` when they do not pair."""
-    left = as_names(on, f"{what}: on")
-    right = left if right_on is None else as_names(right_on, f"{what}: right_on")
-    if len(left) != len(right):
+    left_on = as_names(on, f"{what}: on")
+    found_on = left_on if right_on is None else as_names(right_on, f"{what}: right_on")
+    if len(left_on) != len(found_on):
         raise DefinitionError(
-            f"{what}: on has {len(left)} columns {list(left)!r} and right_on {len(right)} {list(right)!r}; "
-            "expected one for each"
+            f"{what}: on has {len(left_on)} columns {list(left_on)!r} and right_on {len(found_on)} "
+            f"{list(found_on)!r}; expected one for each"
         )
-    return left, right
-
-
-def renamed(columns: Choice, prefix: str, what: str) -> Chosen | None:
-    """The user's choice of right columns as pairs; None for all. Raises `DefinitionError` when it is not one."""
     if isinstance(columns, str):
         raise DefinitionError(f"{what}: columns is {columns!r}; expected a list such as [{columns!r}], or a dict")
     if isinstance(columns, Mapping):
         if prefix:
             raise DefinitionError(f"{what}: columns as a dict says the new names already; leave out prefix={prefix!r}")
-        return tuple(columns.items())
-    return None if columns is None else tuple((prefix + n, n) for n in columns)
-
-
-def chosen(
-    inputs: Sequence[Schema],
-    on: Sequence[str],
-    right_on: Sequence[str],
-    columns: Chosen | None,
-    prefix: str,
-    hidden: str | None,
-    what: str,
-) -> Chosen:
-    """The pairs of new and right columns, all but the key and `hidden` when `columns` is None.
-
-    Raises `DefinitionError` when a column is unknown, a key differs in type or a new name is taken.
-    """
-    left, right = inputs
-    known(on, left, f"{what}: on")
-    known(right_on, right, f"{what}: right_on")
-    for a, b in zip(on, right_on, strict=True):
-        if left[a] != right[b]:
-            raise DefinitionError(
-                f"{what}: the key {a!r} has type {left[a]} and {b!r} on the right {right[b]}; expected the same type"
-            )
-    if columns is None:
-        columns = tuple((prefix + n, n) for n in right if n not in right_on and n != hidden)
-    known([n for _, n in columns], {n: t for n, t in right.items() if n != hidden}, f"{what}: columns")
-    names = [n for n, _ in columns]
-    if len(set(names)) < len(names):
-        raise DefinitionError(f"{what}: columns are {names!r}; expected different names")
-    new_columns(left, {new: right[old] for new, old in columns}, what)
-    return columns
+        return right, left_on, found_on, tuple(columns.items()), prefix
+    return right, left_on, found_on, None if columns is None else tuple((prefix + n, n) for n in columns), prefix
 
 
 @njit(cache=True)

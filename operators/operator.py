@@ -14,6 +14,7 @@ everything leaves nothing; `snapshot` and `restore` do not show; the order of ar
 from __future__ import annotations
 
 import abc
+import difflib
 import re
 from collections.abc import Sequence
 from datetime import timedelta
@@ -135,8 +136,6 @@ def as_names(names: str | Sequence[str], what: str) -> tuple[str, ...]:
 
 def known(names: Sequence[str], schema: Schema, what: str) -> None:
     """Raises `DefinitionError` when a name is not a column, with the closest one that is."""
-    import difflib
-
     for n in names:
         if n not in schema:
             close = difflib.get_close_matches(n, schema, 1)
