@@ -20,7 +20,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from engine.bind import check_bindings
 from engine.flow import FlowError, Run
 from engine.metrics import serve
-from engine.model import warnings
 from engine.pipeline import Pipeline
 from engine.publish import outputs
 from engine.recovery import State, StateError, claim
@@ -28,6 +27,7 @@ from engine.report import figures
 from engine.settings import Settings, SettingsError, load
 from engine.show import graph_of, summary_of
 from engine.sink import begin
+from engine.spec import warnings
 from operators.operator import DefinitionError
 
 app = typer.Typer(

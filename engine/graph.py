@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engine.model import ModelSpec
-from engine.model import definition as model_definition
+from engine.spec import ModelSpec
+from engine.spec import definition as model_definition
 from operators.delta import BOOL, Schema
 from operators.operator import Operator
 

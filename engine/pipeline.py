@@ -19,8 +19,8 @@ from typing import Any, Literal
 import polars as pl
 
 from engine.graph import DELETED, Graph, Immediate, Model, Node, Sink, Source, View, immediate
-from engine.model import ModelSpec, prediction_schema
 from engine.replay import replay
+from engine.spec import ModelSpec, prediction_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
 from operators.latest import latest
 from operators.operator import DefinitionError, Operator, as_names, known, microseconds

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.plan", "engine.show", "engine.settings", "engine.metrics"),
     ("engine.graph",),
     ("engine.model", "engine.lines", "engine.batch", "engine.freshness", "engine.large"),
-    ("engine.scan", "engine.compiled"),
+    ("engine.scan", "engine.compiled", "engine.spec"),
     ("operators",),
     ("operators.<each>",),
     ("operators.<shared>",),

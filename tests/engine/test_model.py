@@ -27,7 +27,8 @@ from river import (
     tree,
 )
 
-from engine.model import ModelError, ModelSpec, OnlineModel, definition, fingerprint, prediction_schema, warnings
+from engine.model import ModelError, OnlineModel
+from engine.spec import ModelSpec, definition, fingerprint, prediction_schema, warnings
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, STRING, TIME, Delta, Schema, accumulate, concat, to_column
 from operators.operator import DefinitionError
 
@@ -475,7 +476,7 @@ def test_the_fingerprint_tells_apart_what_repr_does_not_and_is_the_same_in_every
     )
     assert fingerprint(spec(learner=Echo(1.0))) != fingerprint(spec())
     code = (
-        "from river import compose, ensemble, tree; from engine.model import *; from operators.delta import *\n"
+        "from river import compose, ensemble, tree; from engine.spec import *; from operators.delta import *\n"
         "import numpy as np\n"
         "l = (compose.FuncTransformer(np.abs) + compose.Select('a','b','c','d')) | ensemble.BaggingClassifier("
         "tree.HoeffdingTreeClassifier(nominal_attributes={'x','y','z'}), seed=1)\n"

@@ -26,7 +26,8 @@ from river import (
     tree,
 )
 
-from engine.model import ModelSpec, OnlineModel
+from engine.model import OnlineModel
+from engine.spec import ModelSpec
 from operators.delta import BOOL, FLOAT, INT, Delta, Schema, concat, empty, to_column
 
 Rows = list[tuple[dict[str, Any], Any]]
