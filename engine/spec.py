@@ -22,7 +22,7 @@ from river import base, compose, metrics
 from river.active.base import ActiveLearningClassifier
 
 from operators.delta import BOOL, FLOAT, INT, STRING, TIME, Schema
-from operators.operator import DefinitionError, as_names, known, new_columns
+from operators.operator import DefinitionError, as_names, fit_as_key, known, new_columns
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,7 +61,7 @@ class ModelSpec:
         what = f"model {self.name!r}"
         as_names(self.key, f"{what}: key")
         as_names(self.features, f"{what}: features")
-        known(self.key, self.questions, f"{what}: key")
+        fit_as_key(self.key, self.questions, f"{what}: key")
         known(self.features, self.questions, f"{what}: features")
         if not self.answer_key:
             object.__setattr__(self, "answer_key", self.key)

@@ -33,7 +33,7 @@ from operators.delta import BOOL, FLOAT, INT, NULL, STRING, TIME, Delta, Ints, S
 from operators.delta import POS as POS_COLUMN
 from operators.exact import add, exact_sum, rounded
 from operators.kernel import pointer
-from operators.operator import DefinitionError, Maintained, Operator, as_names, new_columns
+from operators.operator import DefinitionError, Maintained, Operator, as_names, fit_as_key, new_columns
 from operators.reduction import (
     CHANNEL,
     COUNT,
@@ -48,7 +48,6 @@ from operators.reduction import (
     TOTAL,
     Plan,
     Reduction,
-    check_keys,
     count,
     finished,
     gathered,
@@ -103,7 +102,7 @@ class Aggregate(Operator):
 
     def schema(self, inputs: Sequence[Schema]) -> Schema:
         given = inputs[0]
-        check_keys(self.by, given, "aggregate")
+        fit_as_key(self.by, given, "aggregate by")
         made = {n: r.type_in(given, f"aggregate {n}") for n, r in self.reductions}
         return new_columns({n: given[n] for n in self.by}, made, "aggregate")
 

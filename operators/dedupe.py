@@ -24,7 +24,7 @@ import polars as pl
 from numba import njit
 
 from operators.delta import AT, BEGINNING, FLOAT, INT, POS, STRING, Delta, Ints, Schema, concat
-from operators.operator import Maintained, Operator, as_names, known, microseconds
+from operators.operator import Maintained, Operator, as_names, fit_as_key, microseconds
 from operators.state import Keyed, Rows
 from operators.timeline import Sweep, Timelines, appended, back, cut, first, put, tidy
 
@@ -60,7 +60,7 @@ class Dedupe(Operator):
         return {"by": list(self.by), "within": self.within}
 
     def schema(self, inputs: Sequence[Schema]) -> Schema:
-        known(self.by, inputs[0], "dedupe: by")
+        fit_as_key(self.by, inputs[0], "dedupe: by")
         return dict(inputs[0])
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:

@@ -18,7 +18,7 @@ import polars as pl
 from numba import njit
 
 from operators.delta import AT, BEGINNING, POS, Array, Columns, Delta, Ints, Schema, concat, is_null
-from operators.operator import DefinitionError, Operator, Relation, as_names, known, new_columns
+from operators.operator import DefinitionError, Operator, Relation, as_names, fit_as_key, known, new_columns
 from operators.state import Keyed, Rows
 from operators.timeline import LEAST, MOST, Cells, Sweep, Timelines, ahead, appended, back, cut, first, put, same, tidy
 
@@ -68,8 +68,8 @@ class Joined(Operator, abc.ABC):
         Raises `DefinitionError` when a column is unknown, a key differs in type or a new name is taken.
         """
         (left, right), what = inputs, self.name
-        known(self.on, left, f"{what}: on")
-        known(self.right_on, right, f"{what}: right_on")
+        fit_as_key(self.on, left, f"{what}: on")
+        fit_as_key(self.right_on, right, f"{what}: right_on")
         for a, b in zip(self.on, self.right_on, strict=True):
             if left[a] != right[b]:
                 raise DefinitionError(

@@ -46,7 +46,7 @@ from operators.delta import (
     is_null,
     numpy_type,
 )
-from operators.operator import DefinitionError, Maintained, Operator, as_names, known, microseconds
+from operators.operator import DefinitionError, Maintained, Operator, as_names, fit_as_key, microseconds
 from operators.state import Keyed, grown, nbytes
 from operators.timeline import Sweep, appended, back
 
@@ -91,7 +91,7 @@ class Latest(Operator):
 
     def schema(self, inputs: Sequence[Schema]) -> Schema:
         schema = inputs[0]
-        known(self.by, schema, "latest: by")
+        fit_as_key(self.by, schema, "latest: by")
         if schema.get(DELETED) != BOOL:
             raise DefinitionError(
                 f"latest: the column {DELETED!r} is {schema.get(DELETED)!r}; expected a Boolean column that is true "

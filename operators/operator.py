@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import polars as pl
 
-from operators.delta import BEGINNING, Delta, Schema
+from operators.delta import BEGINNING, FLOAT, Delta, Schema
 
 
 class DefinitionError(ValueError):
@@ -141,6 +141,17 @@ def known(names: Sequence[str], schema: Schema, what: str) -> None:
             close = difflib.get_close_matches(n, schema, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise DefinitionError(f"{what}: no column {n!r}{hint} Known columns: {', '.join(schema)}")
+
+
+def fit_as_key(by: Sequence[str], schema: Schema, what: str) -> None:
+    """Raises `DefinitionError` naming `what` when a column of a key is not there, or holds floats."""
+    known(by, schema, what)
+    for n in by:
+        if schema[n] == FLOAT:
+            raise DefinitionError(
+                f"{what}: {n!r} has type Float64; expected Int64, String, Boolean or Datetime: "
+                "floats that look alike may differ, so round it or cast it first"
+            )
 
 
 def new_columns(schema: Schema, added: Schema, what: str) -> Schema:

@@ -126,17 +126,6 @@ def reductions_of(given: Mapping[str, Any], what: str) -> tuple[tuple[str, Reduc
     return tuple(given.items())
 
 
-def check_keys(by: Sequence[str], schema: Schema, what: str) -> None:
-    """Raises `DefinitionError` when a column of the key is not there, or holds floats."""
-    known(by, schema, f"{what} by")
-    for n in by:
-        if schema[n] == FLOAT:
-            raise DefinitionError(
-                f"{what}: the key {n!r} has type Float64; expected Int64, String, Boolean or Datetime: "
-                "floats that look alike may differ, so round it or cast it first"
-            )
-
-
 # From scratch, in Polars. Sums of floats are gathered as lists first, for Polars does not round a sum once.
 
 

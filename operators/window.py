@@ -31,12 +31,11 @@ import polars as pl
 from operators.delta import AT as AT_COLUMN
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, NULL, STRING, Delta, Ints, Schema
 from operators.delta import POS as POS_COLUMN
-from operators.operator import DefinitionError, Maintained, Operator, as_names, microseconds, new_columns
+from operators.operator import DefinitionError, Maintained, Operator, as_names, fit_as_key, microseconds, new_columns
 from operators.reduction import (
     EXTREME,
     Plan,
     Reduction,
-    check_keys,
     count,
     finished,
     gathered,
@@ -124,7 +123,7 @@ class Window(Operator):
 
     def schema(self, inputs: Sequence[Schema]) -> Schema:
         given = inputs[0]
-        check_keys(self.by, given, "window")
+        fit_as_key(self.by, given, "window by")
         return new_columns(given, {n: r.type_in(given, f"window {n}") for n, r in self.reductions}, "window")
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:

@@ -215,7 +215,7 @@ def test_taking_back_a_row_that_is_not_there_is_refused() -> None:
             r"aggregate: n has the size '1h', but .*use window\(by=\.\.\., size=\.\.\.\)",
         ),
         (lambda: aggregate(by="key", key=count()).schema([MIXED]), "aggregate: the column 'key' is there already"),
-        (lambda: aggregate(by="x", n=count()).schema([MIXED]), "aggregate: the key 'x' has type Float64"),
+        (lambda: aggregate(by="x", n=count()).schema([MIXED]), "aggregate by: 'x' has type Float64"),
         (
             lambda: aggregate(by="key", n=total("when")).schema([MIXED]),
             "aggregate n: total of 'when', which has type Datetime",

@@ -401,6 +401,12 @@ OTHER: Schema = {"k": INT, "x": INT}
             RIGHT,
             r"'right' has no Boolean column 'deleted'; expected a table, for a stream use join_asof",
         ),
+        (join_asof(Named("f", {"k": STRING, "y": FLOAT}), on="y"), {"k": STRING, "y": FLOAT}, r"on: no column 'y'"),
+        (
+            join_asof(Named("f", {"k": FLOAT, "y": INT}), on="k"),
+            {"k": FLOAT, "y": INT},
+            r"join_asof: right_on: 'k' has type Float64; expected Int64",
+        ),
         (join(table, on="k", columns=["deleted"]), TABLE, r"columns: no column 'deleted'"),
     ],
 )

@@ -391,7 +391,7 @@ def test_rows_from_the_beginning_are_seen_by_endless_windows_only() -> None:
         (lambda: window(by="kei", size="1h", n=count()).schema([MIXED]), "window by: no column 'kei'.*'key'"),
         (
             lambda: window(by="x", size="1h", n=count()).schema([MIXED]),
-            "window: the key 'x' has type Float64; expected",
+            "window by: 'x' has type Float64; expected",
         ),
         (lambda: window(by="key", size="1h", m=total("z")).schema([MIXED]), "window m: no column 'z'"),
         (
