@@ -244,7 +244,7 @@ class Decoder:
         if not self._op and not self._weight:
             return none, given, None
         op = none.astype(np.int64)
-        if self._op and (found := columns.pop("op")).any():
+        if self._op and not is_null(found := columns.pop("op")).all():
             op = np.fromiter((_ASKED.get(o, _DOUBTFUL) for o in found.tolist()), np.int64, n)
         weight = columns.pop("weight") if self._weight else np.full(n, NULL)
         deleted = (op == _DELETE) | ((op == 0) & (weight == -1))

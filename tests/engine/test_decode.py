@@ -426,6 +426,7 @@ def test_an_append_only_source_takes_inserts(record: bytes, form: Any, told: str
             "changes",
             "invalid value - at `$.op`: 'upsert'; expected 'insert', 'upd",
         ),
+        (b'{"id":1,"op":""}', "changes", "invalid value - at `$.op`: ''; expected 'insert', 'update' or 'delete'"),
         (b'{"id":1,"weight":3}', "changes", "invalid value - at `$.weight`: 3; expected 1 or -1"),
         (b'{"id":1,"op":"delete","weight":1}', "changes", "op 'delete' and weight 1 contradict each other"),
         (b'{"op":"d","before":null}', "debezium", "op 'd' without 'before': its key is unknown - at `$.before`"),
