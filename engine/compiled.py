@@ -2,13 +2,15 @@
 
 Compiled are linear and logistic regressions under plain stochastic gradient descent, alone or behind a
 `StandardScaler`. Every operation is done in river's order: sums over features go in the order of declaration, powers
-and exponentials are those of the C library. A metric that is a plain mean is updated without river's detours.
+and exponentials are those of the C library. Where the installed river does otherwise, nothing is compiled (`agrees`).
+A metric that is a plain mean is updated without river's detours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -66,13 +68,14 @@ class Linear:
         constant = optim.schedulers.Constant
         return (
             last is not None
-            and (scaler is None or (scaler.with_std and scaler.window_size is None))
+            and (scaler is None or (scaler.with_std and getattr(scaler, "window_size", None) is None))
             and type(last.optimizer) is optim.SGD
             and type(last.optimizer.lr) is constant
             and type(last.intercept_lr) is constant
             and type(last.initializer) is optim.initializers.Zeros
             and type(last.loss) in (optim.losses.Log, optim.losses.Squared)
             and last.l1 == 0
+            and agrees()
         )
 
     @property
@@ -117,6 +120,30 @@ def _parts(learner: Any) -> tuple[Any, Any]:
     if len(steps) == 2 and type(steps[0]) is not preprocessing.StandardScaler:
         return None, None
     return (steps[0] if len(steps) == 2 else None), steps[-1]
+
+
+@cache
+def agrees() -> bool:
+    """Whether the installed river rounds as the kernels do: earlier versions sum in another order."""
+    rng = np.random.default_rng(1)
+    for kind, ask in (
+        (linear_model.LogisticRegression, "predict_proba_one"),
+        (linear_model.LinearRegression, "predict_one"),
+    ):
+        river = preprocessing.StandardScaler() | kind(optim.SGD(0.01), l2=0.01, clip_gradient=10.0)
+        mine = Linear(river.clone(), _PROBED, ahead=False)
+        for _ in range(200):
+            x = rng.normal(size=len(_PROBED)) * 10.0 ** rng.integers(-1, 4, len(_PROBED))
+            x[rng.random(len(x)) < 0.2] = np.nan
+            row, y = {f: v for f, v in zip(_PROBED, x.tolist(), strict=True) if v == v}, bool(rng.random() < 0.3)
+            if getattr(mine, ask)(x) != getattr(river, ask)(row):
+                return False
+            mine.learn_one(x, y)
+            river.learn_one(row, y)
+    return True
+
+
+_PROBED = tuple("abcde")
 
 
 def updates(metric: Any) -> Callable[[Any, Any], None]:
