@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from engine.bind import check_bindings
 from engine.flow import FlowError, Run
+from engine.large import LargeStateError
 from engine.metrics import serve
 from engine.pipeline import Pipeline
 from engine.publish import outputs
@@ -184,6 +185,8 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
         server.shutdown()
     if failed:
         held.release()
+        if isinstance(failed[0].__cause__, LargeStateError):
+            _fail(str(failed[0]), 3)
         _fail(f"{failed[0]} (what was saved is kept: run the same command again once the cause is gone)", 1)
     seconds = time.monotonic() - began
     final = figures(live, None)

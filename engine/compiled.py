@@ -30,7 +30,10 @@ whether there is a weight."""
 TABLES = 5
 
 
-_REGRESSIONS = (linear_model.LinearRegression, linear_model.LogisticRegression)
+_LOSS: dict[Any, Any] = {
+    linear_model.LinearRegression: optim.losses.Squared,
+    linear_model.LogisticRegression: optim.losses.Log,
+}
 
 
 class Linear:
@@ -73,7 +76,7 @@ class Linear:
             and type(last.optimizer.lr) is constant
             and type(last.intercept_lr) is constant
             and type(last.initializer) is optim.initializers.Zeros
-            and type(last.loss) in (optim.losses.Log, optim.losses.Squared)
+            and type(last.loss) is _LOSS[type(last)]
             and last.l1 == 0
             and agrees()
         )
@@ -115,7 +118,7 @@ class Linear:
 def _parts(learner: Any) -> tuple[Any, Any]:
     """The scaler (None for none) and the regression; (None, None) for any other learner."""
     steps = list(learner.steps.values()) if isinstance(learner, compose.Pipeline) else [learner]
-    if not 1 <= len(steps) <= 2 or type(steps[-1]) not in _REGRESSIONS:
+    if not 1 <= len(steps) <= 2 or type(steps[-1]) not in _LOSS:
         return None, None
     if len(steps) == 2 and type(steps[0]) is not preprocessing.StandardScaler:
         return None, None
@@ -191,8 +194,7 @@ def _raw(n, s, a, x, z):  # type: ignore[no-untyped-def]
                 variance = a[PARAMETERS + 2 * n + i]
                 v = (v - a[PARAMETERS + n + i]) / variance ** s[ROOT] if variance != 0.0 else 0.0
             z[i] = v
-            if a[PARAMETERS + 4 * n + i]:
-                dot += a[PARAMETERS + 3 * n + i] * v
+            dot += a[PARAMETERS + 3 * n + i] * v
     return dot + a[INTERCEPT]
 
 

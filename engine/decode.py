@@ -10,8 +10,8 @@ What a message means depends on the format:
 | "debezium" | a change envelope, bare or as {"schema", "payload"}, or its flattened form with `__deleted`           |
 
 A field that has the name of a column is that column and never `op`, `weight` or `at`. A missing or null field is null;
-of fields given twice the last counts. What asks for nothing is skipped: blank records, tombstones (null) of "changes"
-and "debezium", Debezium's heartbeats and its messages (op m).
+of fields given twice the last counts, but each value must fit. What asks for nothing is skipped: blank records,
+tombstones (null) of "changes" and "debezium", Debezium's heartbeats and its messages (op m).
 
 A delete needs its key only. Debezium's truncation (op t) is a deleted row without a key: of all keys.
 """

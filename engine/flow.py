@@ -248,7 +248,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
             run.guard(f"model {model.name}: save", lambda: large.save(mine.snapshot())),
         )
 
-    return build_one
+    return run.guard(f"model {model.name}", build_one)
 
 
 def _publish(run: Run) -> Callable[[Any], _Keep]:

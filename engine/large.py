@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ SMALL = 1 << 18
 KEPT = 3
 """How many files of a step are kept: the one before the last, and one to spare."""
 
-_MAGIC = b"freshet state 1\n"
+_MAGIC = b"freshet state 2\n"
 
 
 class LargeStateError(RuntimeError):
@@ -44,7 +45,9 @@ class Large:
         self._path(self.number - KEPT).unlink(missing_ok=True)
         if sum(map(len, parts)) <= SMALL:
             return self.number, self.name, pickle.dumps(state)
-        self.folder.mkdir(exist_ok=True, mode=0o700)
+        if not self.folder.exists():
+            self.folder.mkdir(exist_ok=True, mode=0o700)
+            _sync(self.folder.parent)
         _write(self._path(self.number), parts)
         return self.number, self.name, None
 
@@ -58,9 +61,9 @@ class Large:
 
 
 def _write(path: Path, parts: Sequence[Any]) -> None:
-    """Write the parts behind their lengths, so that after a crash the file is whole or not there."""
+    """Write the parts behind their lengths and checksums, so that after a crash the file is whole or not there."""
     draft = path.with_suffix(".new")
-    lengths = np.array([len(parts), *map(len, parts)], np.int64)
+    lengths = np.array([len(parts), *map(len, parts), *map(zlib.crc32, parts)], np.int64)
     with draft.open("wb", buffering=0) as file:
         for part in (_MAGIC, lengths.tobytes(), *parts):
             left = memoryview(part).cast("B")
@@ -68,11 +71,16 @@ def _write(path: Path, parts: Sequence[Any]) -> None:
                 left = left[file.write(left) :]
         os.fsync(file.fileno())
     draft.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def _read(path: Path) -> Any:
@@ -82,14 +90,19 @@ def _read(path: Path) -> Any:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise LargeStateError(f"the saved state {str(path)!r} is not a file of Freshet's; {cure}")
             many = int(np.frombuffer(_exactly(file, 8), np.int64)[0])
-            lengths = np.frombuffer(_exactly(file, 8 * many), np.int64).tolist()
-            if path.stat().st_size != len(_MAGIC) + 8 * (1 + many) + sum(lengths):
+            if not 1 <= many <= path.stat().st_size:
                 raise EOFError
-            head, *buffers = (_exactly(file, n) for n in lengths)
+            told = np.frombuffer(_exactly(file, 16 * many), np.int64).tolist()
+            lengths, sums = told[:many], told[many:]
+            if path.stat().st_size != len(_MAGIC) + 8 * (1 + 2 * many) + sum(lengths):
+                raise EOFError
+            head, *buffers = parts = [_exactly(file, n) for n in lengths]
     except FileNotFoundError:
         raise LargeStateError(f"the saved state {str(path)!r} is missing; {cure}") from None
     except (EOFError, ValueError, OverflowError, MemoryError):
         raise LargeStateError(f"the saved state {str(path)!r} is damaged: it ends early; {cure}") from None
+    if list(map(zlib.crc32, parts)) != sums:
+        raise LargeStateError(f"the saved state {str(path)!r} is damaged: its checksum is wrong; {cure}")
     return pickle.loads(head, buffers=buffers)
 
 

@@ -1,8 +1,9 @@
 """JSON lines to columns in one pass over the bytes, for records that are beyond doubt.
 
 A record is *taken* when it is one flat object, and every value in it is plainly of its column's type: what the exact
-decoder (`engine.decode`) would say of it is then known, and is what is said here. Any other record (nested values,
-escapes, numbers of more than 19 digits, a field of the wrong type, a missing key, broken JSON) is left to it.
+decoder (`engine.decode`) would say of it is then known, and is what is said here. Any other record is left to it:
+nested values, escapes, numbers of more than 19 digits, a field of the wrong type or given twice, a missing key, broken
+JSON.
 
 Text is kept once per distinct value: the same text in two records is the same Python string, so that it costs no
 memory and its hash is known.
@@ -361,7 +362,7 @@ def _real(block, p, powers, out, floats, o):  # type: ignore[no-untyped-def]
     begin = p
     while 48 <= block[p] <= 57:
         w = w * np.uint64(10) + np.uint64(_digit(block[p]))
-        digits += 1 if w > 0 else 0
+        digits += 1 if digits > 0 or w > 0 else 0
         p += 1
     if p == begin or (p > begin + 1 and block[begin] == 48):
         return -1
@@ -370,7 +371,7 @@ def _real(block, p, powers, out, floats, o):  # type: ignore[no-untyped-def]
         point = p
         while 48 <= block[p] <= 57:
             w = w * np.uint64(10) + np.uint64(_digit(block[p]))
-            digits += 1 if w > 0 else 0
+            digits += 1 if digits > 0 or w > 0 else 0
             p += 1
         power = point - p
         if power == 0:
@@ -387,7 +388,7 @@ def _real(block, p, powers, out, floats, o):  # type: ignore[no-untyped-def]
         if p == begin or p - begin > 4:
             return -1
         power += -e if minus else e
-    if digits > 19:
+    if digits > 19 or (negative and w == 0 and power == 0):  # -0 is an integer, and so 0
         return -1
     bits = np.int64(0)
     if w <= np.uint64(1 << 53) and -22 <= power <= 22:
@@ -573,9 +574,10 @@ def _value(block, p, table, c, powers, valid, words, floats, lengths, o):  # typ
     p += 1
     if kind == TEXT:
         end = _text(block, p, valid)
-        words[o] = p
-        lengths[o] = end - p
-        return end + 1 if end >= 0 else -1
+        if end < 0:
+            return -1
+        words[o], lengths[o] = p, end - p
+        return end + 1
     p = _moment(block, p, words, o)
     return p + 1 if p >= 0 and block[p] == 34 else -1
 
@@ -631,6 +633,8 @@ def _record(  # type: ignore[no-untyped-def]
             return -1
         p = _space(block, p + 1)
         if c >= 0:
+            if found[c] == stamp:
+                return -1
             found[c] = stamp
             p = _value(block, p, table, c, powers, valid, words, floats, lengths, c * n + i)
         else:

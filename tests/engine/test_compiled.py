@@ -47,13 +47,14 @@ class OnQuestions(compose.Pipeline):
     _LEARN_UNSUPERVISED_DURING_PREDICT = True
 
 
-def random_row(rng: random.Random, missing: float) -> Row:
+def random_row(rng: random.Random, missing: float, infinite: bool = False) -> Row:
     kinds: list[Callable[[], Any]] = [
         lambda: rng.gauss(0, 1),
         lambda: rng.random() * 1e6,
         lambda: rng.randint(-5, 500),
         lambda: rng.random() < 0.5,
         lambda: 0.0,
+        lambda: math.inf if infinite else 1.0,
     ]
     return {f: 5 if f == "c" else rng.choice(kinds)() for f in FEATURES if rng.random() >= missing}
 
@@ -101,6 +102,19 @@ def test_equal_to_river_bit_for_bit(make: Callable[[], Any], missing: float, ahe
         assert {f: mean[f] for f in counts} == dict(theirs["StandardScaler"].means.items())
 
 
+@pytest.mark.skipif(not agrees(), reason="this river is never compiled")
+@pytest.mark.parametrize("make", [plain, regression, alone])
+def test_infinite_features_give_what_river_gives(make: Callable[[], Any]) -> None:
+    for seed in range(40):
+        rng, theirs = random.Random(seed), make()
+        mine = Linear(theirs.clone(), FEATURES, False)
+        for _ in range(12):
+            x, y = random_row(rng, 0.2, infinite=True), rng.random() < 0.5
+            assert repr(float(mine.predict_one(array(x)))) == repr(float(theirs.predict_one(dict(x))))
+            mine.learn_one(array(x), y)
+            theirs.learn_one(dict(x), y)
+
+
 def test_the_river_of_today_agrees() -> None:
     assert agrees() or tuple(map(int, river.__version__.split(".")[:2])) < (0, 26)
 
@@ -117,6 +131,8 @@ def test_the_river_of_today_agrees() -> None:
         linear_model.LinearRegression(optim.SGD(optim.schedulers.InverseScaling(0.1))),
         linear_model.LinearRegression(l1=0.1),
         linear_model.LinearRegression(loss=optim.losses.Huber()),
+        linear_model.LinearRegression(loss=optim.losses.Log()),
+        linear_model.LogisticRegression(loss=optim.losses.Squared()),
         linear_model.LinearRegression(intercept_lr=optim.schedulers.InverseScaling(0.1)),
         linear_model.LinearRegression(initializer=optim.initializers.Normal(seed=1)),
         linear_model.PARegressor(),

@@ -73,6 +73,17 @@ def test_a_crash_while_writing_leaves_no_half_file(tmp_path: Path, monkeypatch: 
     assert sorted(f.name for f in tmp_path.iterdir()) == ["step.1.state", "step.2.state"]
 
 
+def test_a_byte_that_was_changed_is_found(tmp_path: Path) -> None:
+    large = Large(tmp_path, "step")
+    kept = large.save(state(SMALL))
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for at in (len(whole) - 9, len(whole) // 2, 200):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(LargeStateError, match="is damaged: its checksum is wrong"):
+            large.load(kept)
+
+
 @pytest.mark.parametrize("length", [0, 10, 17, 30, 100, -1])
 def test_a_damaged_file_is_refused(length: int, tmp_path: Path) -> None:
     large = Large(tmp_path, "step")
@@ -84,6 +95,6 @@ def test_a_damaged_file_is_refused(length: int, tmp_path: Path) -> None:
     file.write_bytes(b"\xff" * 1000)
     with pytest.raises(LargeStateError, match="is not a file of Freshet's"):
         large.load(kept)
-    file.write_bytes(b"freshet state 1\n" + b"\xff" * 1000)
+    file.write_bytes(b"freshet state 2\n" + b"\xff" * 1000)
     with pytest.raises(LargeStateError, match="is damaged: it ends early"):
         large.load(kept)

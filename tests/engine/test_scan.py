@@ -111,7 +111,7 @@ def test_plain_records_are_taken() -> None:
         b' { "n" : 5 , "other" : "y" , "id" : -999999999999999999 , "x" : 17.000000000000001e-5 } ',
         b'{"id":0,"who":null,"x":null,"ok":null,"at":null,"n":null}',
         '{"id":2,"who":"é"}'.encode(),
-        b'{"id":3,"who":"a","who":"b"}\r',
+        b'{"id":3,"who":"a"}\r',
     ]
     assert scanned(scanner, batch) == [exact(r) for r in batch]
     assert scanned(scanner, batch, valid=False)[3] is None
@@ -130,11 +130,29 @@ def test_numbers_are_those_of_float() -> None:
     # Half-way between two floats, and as near to it as 19 digits come.
     texts += [str(2**53 + 2 * k + 1) for k in range(2_000)]
     texts += [f"{(2**53 + 2 * k + 1) * 5**j}e{j - 27}" for k in range(50) for j in range(4)]
+    texts += [f"{k * 2**64}{tail}" for k in range(1, 40) for tail in ("", ".0", "0", "e-5", "1")]
+    texts += ["1844674407370955161.6", "-0", "-0e0", "-0.000"]
     texts += ["0.000000000000000000000000000000012345678901234567", "0.0", "-0.0", "0e5", "4.9e-324", "2.2e-308"]
     taken, columns = Scanner([Field("x", REAL)]).scan(Records.of([b'{"x":%s}' % t.encode() for t in texts]))
     want = np.array([float(t) for t, took in zip(texts, taken, strict=True) if took])
     assert taken.mean() > 0.95
     assert (columns["x"].view(np.int64) == want.view(np.int64)).all()
+
+
+def test_a_text_that_is_refused_leaves_nothing_behind() -> None:
+    batch = [b'{"id":%d,"who":"%s"}' % (i, b"x" * (i % 60)) for i in range(12_000)]
+    for i in range(0, 11_000, 50):
+        batch[i], batch[i + 1] = b'{"id":1,"who":"a\\"b"}', b'{"id":2,"who":null}'
+    scanner = Scanner(FIELDS[:2])
+    for _ in range(2):
+        taken, columns = scanner.scan(Records.of(batch))
+        assert columns["who"].tolist() == [exact(r)[1] for r, took in zip(batch, taken, strict=True) if took]
+        (texts,) = scanner._texts.values()
+        assert texts._places[: texts._many].sum(1).max() <= len(texts._bytes)
+
+
+def test_a_field_given_twice_is_left() -> None:
+    assert scanned(Scanner(FIELDS), [b'{"id":3,"who":1,"who":"b"}', b'{"id":3,"n":2,"n":3}']) == [None, None]
 
 
 def test_text_is_kept_once_as_long_as_there_is_not_too_much(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,7 @@ def test_a_large_state_that_is_missing_or_damaged_is_refused(
         else:
             file.write_bytes(file.read_bytes()[:200] if "early" in damage else b"\0" * 500)
     done = freshet("run", folder, cwd=folder)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert damage in done.stderr
     assert "restore the state directory from a backup" in done.stderr
     assert len(lines(out / "seen.jsonl")) == 20
