@@ -32,7 +32,7 @@ from engine.graph import Graph, Model
 from engine.large import Large
 from engine.merge import Merge
 from engine.model import OnlineModel
-from engine.plan import Stage, rank, roots, stages
+from engine.plan import Stage, rank, stages, watermark
 from engine.publish import Publish
 from engine.settings import Settings
 from engine.view import Gather, Part, Shard, Split
@@ -228,7 +228,6 @@ def _named(stage: Stage) -> str:
 
 
 def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
-    made_of = roots(run.graph)[model.predictions.name]
 
     def build_one(state: Any) -> _Keep:
         mine, large = OnlineModel(model.spec), Large(run.large, f"model-{model.name}")
@@ -237,9 +236,10 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
         run.models[model.name] = mine
 
         def work(batch: Batch) -> list[Batch]:
-            mark = min(batch.watermark[r] for r in made_of)
             batch.deltas[model.predictions.name] = mine.apply(
-                batch.deltas[model.questions], batch.deltas[model.answers], mark
+                batch.deltas[model.questions],
+                batch.deltas[model.answers],
+                watermark(run.graph, model, batch.watermark),
             )
             return [batch]
 

@@ -172,9 +172,9 @@ class OnlineModel:
     def apply(self, questions: Delta, answers: Delta, watermark: int) -> Delta:
         """The predictions that follow from new questions and answers; their `seq` is that of the question.
 
-        Both deltas are in the order of `seq`, and all rows of one `seq` are in one call. No row with `at` below
-        `watermark` comes later. Predictions are only ever inserted. Raises `ModelError` when the learner fails; the
-        state is then of no use: go back to a snapshot.
+        Both deltas are in the order of `seq`, and all rows of one `seq` are in one call. No question with `at` below
+        `watermark` comes later or is taken back, and no answer comes. Predictions are only ever inserted. Raises
+        `ModelError` when the learner fails; the state is then of no use: go back to a snapshot.
         """
         events, turn, told = self._events(answers), 0, len(answers)
         asked: list[int] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from engine.graph import Graph, Node
+from engine.graph import Graph, Model, Node
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,23 @@ def roots(graph: Graph) -> dict[str, frozenset[str]]:
     for model in graph.models.values():
         found[model.predictions.name] = found[model.questions] | found[model.answers]
     return found
+
+
+def horizons(graph: Graph, sources: Mapping[str, int], inserts: bool = False) -> dict[str, int]:
+    """For each source and node the event time below which no change of its rows will come any more.
+
+    sources: the same for each source. inserts: below which no row is added, whatever is taken back.
+    """
+    found = dict(sources)
+    for node in graph.nodes.values():
+        found[node.name] = node.operator.horizon(min(found[i] for i in node.inputs), inserts)
+    return found
+
+
+def watermark(graph: Graph, model: Model, sources: Mapping[str, int]) -> int:
+    """Below which event time no question of a model comes or changes any more, and no answer comes."""
+    questions, answers = horizons(graph, sources), horizons(graph, sources, inserts=True)
+    return min(questions[model.questions], answers[model.answers])
 
 
 def rank(graph: Graph) -> list[str]:

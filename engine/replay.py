@@ -11,7 +11,7 @@ import polars as pl
 from engine.graph import DELETED, Graph, Source
 from engine.merge import Chunk, Merge, Partition
 from engine.model import OnlineModel
-from engine.plan import rank, roots, stages
+from engine.plan import rank, stages, watermark
 from engine.scan import Records
 from engine.view import Shard
 from operators.delta import AT, NULL, POS, Delta, accumulate, to_array
@@ -61,15 +61,13 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
     merge = Merge(parts, rank(graph), batch_rows)
     shards = [Shard(graph, stage) for stage in stages(graph)]
     models = {name: OnlineModel(m.spec) for name, m in graph.models.items()}
-    made_of = roots(graph)
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
     while (batch := merge.next()) is not None:
         for shard in shards:
             batch.deltas.update(shard.apply(batch.deltas, batch.horizon))
         for name, m in graph.models.items():
-            mark = min(batch.watermark[r] for r in made_of[m.predictions.name])
             batch.deltas[m.predictions.name] = models[name].apply(
-                batch.deltas[m.questions], batch.deltas[m.answers], mark
+                batch.deltas[m.questions], batch.deltas[m.answers], watermark(graph, m, batch.watermark)
             )
         for name, deltas in kept.items():
             deltas.append(batch.deltas[name])

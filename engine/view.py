@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.batch import Batch
 from engine.graph import DELETED, Graph
-from engine.plan import Stage, roots
+from engine.plan import Stage, horizons
 from operators.delta import Delta, Ints, concat, empty, in_order, is_null
 from operators.operator import Maintained
 from operators.state import keys_of, shard
@@ -90,25 +90,23 @@ class Shard:
     """The state of a stage's nodes for one shard."""
 
     def __init__(self, graph: Graph, stage: Stage) -> None:
-        self.stage = stage
-        made_of = roots(graph)
+        self.graph, self.stage = graph, stage
         schemas = {
             **{s.name: s.messages for s in graph.sources.values()},
             **{n.name: n.schema for n in graph.nodes.values()},
         }
         self.schemas = schemas
-        self.roots = {n.name: tuple(made_of[n.name]) for n in stage.nodes}
         self.maintained: dict[str, Maintained] = {
             n.name: n.operator.start([schemas[i] for i in n.inputs]) for n in stage.nodes
         }
 
     def apply(self, deltas: Mapping[str, Delta], horizon: Mapping[str, int]) -> dict[str, Delta]:
         """What follows from these deltas in each node whose result is needed outside."""
-        found = dict(deltas)
+        found, bounds = dict(deltas), horizons(self.graph, horizon)
         for node in self.stage.nodes:
             inputs = [found[i] if i in found else empty(self.schemas[i]) for i in node.inputs]
             if any(map(len, inputs)):
-                bound = min(horizon[r] for r in self.roots[node.name])
+                bound = min(bounds[i] for i in node.inputs)
                 found[node.name] = self.maintained[node.name].apply(inputs, bound)
             else:
                 found[node.name] = empty(node.schema)

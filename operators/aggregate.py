@@ -29,7 +29,7 @@ import polars as pl
 from numba import njit
 
 from operators.delta import AT as AT_COLUMN
-from operators.delta import BOOL, FLOAT, INT, NULL, STRING, TIME, Delta, Ints, Schema
+from operators.delta import BEGINNING, BOOL, FLOAT, INT, NULL, STRING, TIME, Delta, Ints, Schema
 from operators.delta import POS as POS_COLUMN
 from operators.exact import add, exact_sum, rounded
 from operators.kernel import pointer
@@ -105,6 +105,9 @@ class Aggregate(Operator):
         fit_as_key(self.by, given, "aggregate by")
         made = {n: r.type_in(given, f"aggregate {n}") for n, r in self.reductions}
         return new_columns({n: given[n] for n in self.by}, made, "aggregate")
+
+    def horizon(self, bound: int, inserts: bool = False) -> int:
+        return BEGINNING  # the row of a key is taken back with its next change, however old it is
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
         frame = relations[0]

@@ -21,6 +21,7 @@ import polars as pl
 from operators.delta import AT, FLOAT, INT, STRING, Schema
 from operators.joining import Choice, Joined, Meeting, declared
 from operators.operator import Maintained, Named, Operator, Relation, microseconds
+from operators.timeline import back
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,9 @@ class JoinLabel(Joined):
     @property
     def definition(self) -> dict[str, Any]:
         return {**super().definition, "wait": self.wait}
+
+    def horizon(self, bound: int, inserts: bool = False) -> int:
+        return int(back(bound, self.wait))  # a question comes out with its own `at`, when it is answered
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
         r_at, at = pl.col("_r_at"), pl.col(AT)

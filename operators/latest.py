@@ -101,6 +101,13 @@ class Latest(Operator):
             raise DefinitionError(f"latest: by is {list(self.by)!r}; expected the key without {DELETED!r}")
         return {n: t for n, t in schema.items() if n != DELETED}
 
+    def horizon(self, bound: int, inserts: bool = False) -> int:
+        if inserts:
+            return bound
+        if self.keep is None:
+            return BEGINNING  # a row is taken back by the next message of its key, however old it is
+        return int(back(bound, self.keep))
+
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
         messages = relations[0]
         names = [n for n in messages.collect_schema() if n != DELETED]

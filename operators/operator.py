@@ -70,6 +70,14 @@ class Operator(abc.ABC):
     def schema(self, inputs: Sequence[Schema]) -> Schema:
         """The columns of the result. Raises `DefinitionError`."""
 
+    def horizon(self, bound: int, inserts: bool = False) -> int:
+        """Below which event time the result changes no more when no input row with `at` below `bound` comes any more.
+
+        Less than `bound` for an operator that adds or takes back rows older than the rows that make it do so. inserts:
+        below which no row is added, whatever is taken back.
+        """
+        return bound
+
     @abc.abstractmethod
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
         """The result from scratch. Relations carry `_at` and `_pos` beside their columns; so must the result."""

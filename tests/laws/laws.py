@@ -247,10 +247,16 @@ def arrival_does_not_show(case: Case, history: History, rng: np.random.Generator
 
 
 def horizon_does_not_show(case: Case, history: History, rng: np.random.Generator) -> None:
-    """Law 6: what is forgotten behind the horizon changes no output."""
+    """Law 6: what is forgotten behind the horizon changes no output, and no output lies behind the operator's own."""
     steps = history.steps(random_cuts(history, rng) or history.seqs)
+    bounds = history.bounds(steps)
     expected = run(case, steps)
-    found = run(case, steps, history.bounds(steps))
+    found = run(case, steps, bounds)
+    for out, bound in zip(found.deltas, bounds, strict=True):
+        least = case.operator.horizon(bound)
+        assert all(r.at >= least for r in out), f"{case}: a row below {least} comes out when none below {bound} came in"
+        least = case.operator.horizon(bound, inserts=True)
+        assert all(r.at >= least for r in out if r.weight > 0), f"{case}: a row below {least} is added"
     same(found.deltas, expected.deltas, f"{case}: forgetting behind the horizon changes the output")
 
 
