@@ -13,8 +13,10 @@ class Batch:
 
     number: counts batches from 1. deltas: by source or node name. watermark: for each source the event time below which
     no change is expected any more, after this batch. horizon: for each source the event time below which no change is
-    accepted any more, from this batch on. read: for each source how many changes have been read, this batch included.
-    dead, late: lines for these outputs.
+    accepted any more, from this batch on. Both also for what deferred views wait with. read: for each source how many
+    changes have been read, this batch included. first, last: the `seq` of its first and its last change. clock: when
+    the first became known. held: for each deferred view the watermarks of its sources that it contains, how many
+    changes it waits with, and how often it was refreshed. dead, late: lines for these outputs.
     """
 
     number: int
@@ -22,5 +24,9 @@ class Batch:
     watermark: dict[str, int]
     horizon: dict[str, int]
     read: dict[str, int]
+    first: int = 0
+    last: int = 0
+    clock: int | None = None
+    held: dict[str, tuple[dict[str, int], int, int]] = field(default_factory=dict)
     dead: list[bytes] = field(default_factory=list)
     late: list[bytes] = field(default_factory=list)

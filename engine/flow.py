@@ -2,6 +2,7 @@
 
     read (merge of all partitions, in order of knowledge)
       -> for each stage: split by key -> shards (state of the operators) -> gather
+         (before the stage in which a deferred view begins, its changes are held until it is due)
       -> each model in turn
       -> publish
 
@@ -28,11 +29,12 @@ from bytewax.run import cli_main
 
 from engine.batch import Batch
 from engine.bind import partitions
-from engine.graph import Graph, Model
+from engine.graph import Graph, Hold, Model
+from engine.hold import Holding
 from engine.large import Large
 from engine.merge import Merge
 from engine.model import OnlineModel
-from engine.plan import Stage, rank, stages, watermark
+from engine.plan import Stage, due, rank, steps, watermark
 from engine.publish import Publish
 from engine.settings import Settings
 from engine.view import Gather, Part, Shard, Split
@@ -111,6 +113,7 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             run.settings.batch_rows,
             run.until,
             state,
+            due(run.graph),
         )
         self._next = run.guard("reading", self._merge.next)
         self._began = self._merge.number
@@ -174,8 +177,8 @@ class _Nothing(DynamicSink[Any]):
 def build(run: Run) -> Dataflow:
     """The dataflow of a run."""
     stream: Any = bw.input("read", Dataflow(run.graph.name), _Input(run))
-    for stage in stages(run.graph):
-        stream = _stage(run, stage, stream)
+    for step in steps(run.graph):
+        stream = _hold(run, step, stream) if isinstance(step, Hold) else _stage(run, step, stream)
     stream = bw.map("one", stream, lambda batch: ("all", batch))
     for model in run.graph.models.values():
         stream = bw.stateful_batch(f"model-{model.name}", stream, _model(run, model))
@@ -183,6 +186,20 @@ def build(run: Run) -> Dataflow:
     bw.output("end", stream, _Nothing())
     flow: Dataflow = stream.flow()
     return flow
+
+
+def _hold(run: Run, hold: Hold, stream: Any) -> Any:
+    what = f"view {hold.view}: waiting"
+
+    def build_one(state: Any) -> _Keep:
+        mine, large = Holding(run.graph, hold), Large(run.large, f"hold-{hold.view}")
+        if state is not None:
+            mine.restore(large.load(state))
+        return _Keep(run.guard(what, lambda batch: [mine(batch)]), run.guard(what, lambda: large.save(mine.snapshot())))
+
+    keyed = bw.map(f"hold-{hold.view}-one", stream, lambda batch: ("all", batch))
+    done = bw.stateful_batch(f"hold-{hold.view}", keyed, run.guard(what, build_one))
+    return bw.map(f"hold-{hold.view}-done", done, lambda keyed: keyed[1])
 
 
 def _stage(run: Run, stage: Stage, stream: Any) -> Any:

@@ -13,7 +13,7 @@ far; of an idle one, what was known `idle_after` ago) by more than the `lateness
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 
 from engine.batch import Batch
-from engine.graph import DELETED, Source
+from engine.graph import DELETED, Deferred, Source
 from engine.scan import Records
 from operators.delta import BEGINNING, NULL, Array, Columns, Delta, Ints, concat, empty, in_order
 
@@ -179,8 +179,8 @@ class Merge:
 
     partitions: for each source its partitions, in a fixed order; sources in the order of declaration. rank: sources by
     which ties are broken, first the one that comes first. batch_rows: a batch ends at a multiple of this number of
-    rows, or where nothing more is there. until: rows known at or after it are left unread (microseconds after
-    midnight of the first day).
+    rows, where a deferred view is due, or where nothing more is there. until: rows known at or after it are left unread
+    (microseconds after midnight of the first day). holds: when each deferred view is due, and its sources.
     """
 
     def __init__(
@@ -190,6 +190,7 @@ class Merge:
         batch_rows: int = 1000,
         until: int | None = None,
         state: Any = None,
+        holds: Sequence[tuple[Deferred, Collection[str]]] = (),
     ) -> None:
         feeds = [
             _Feed(
@@ -207,10 +208,12 @@ class Merge:
         self.sources = [source for source, _ in partitions]
         self.batch_rows = batch_rows
         self.until = until
+        self.holds = list(holds)
         self.number: int = state["number"] if state else 0
         self.seq: int = state["seq"] if state else 0
         self.clock: int = state["clock"] if state else BEGINNING
         self.began: int | None = state["began"] if state else None
+        self._first = self.clock
 
     @property
     def read(self) -> dict[str, int]:
@@ -269,12 +272,15 @@ class Merge:
         if bound is not None:
             ready = [min(r, int(np.searchsorted(f.known, bound))) for r, f in zip(ready, self.feeds, strict=True)]
         horizon = {s.name: self._reached(s) - s.lateness for s in self.sources}
+        first_seq = self.seq
         taken = self._take(ready, want)
         dead = [line for feed in self.feeds for line in feed.hand_out_bad()]
         if not taken and not dead:
             return None
         self.number += 1
-        batch = Batch(self.number, {}, {}, {n: max(h, BEGINNING) for n, h in horizon.items()}, self.read, dead)
+        batch = Batch(self.number, {}, {}, {n: max(h, BEGINNING) for n, h in horizon.items()}, self.read, dead=dead)
+        if taken:
+            batch.first, batch.last, batch.clock = first_seq, self.seq - 1, self._first
         for source in self.sources:
             mine = [d for f, d, late in taken if f.source is source]
             batch.late += [line for f, _, late in taken if f.source is source for line in late]
@@ -319,10 +325,13 @@ class Merge:
         if not some:
             return []
         if len(some) == 1:
-            counts = [min(some[0][1], want)]
+            counts = [self._stop(some, some[0][0].known[: min(some[0][1], want)], None)]
             ranks = [np.arange(counts[0])]
         else:
-            order = np.argsort(np.concatenate([f.known[:n] for f, n in some]), kind="stable")[:want]
+            known = np.concatenate([f.known[:n] for f, n in some])
+            order = np.argsort(known, kind="stable")[:want]
+            want = self._stop(some, known[order], order)
+            order = order[:want]
             place = np.empty(sum(n for _, n in some), np.int64)
             place[:] = want
             place[order] = np.arange(len(order))
@@ -338,8 +347,28 @@ class Merge:
         clock = np.maximum(np.maximum.accumulate(clock), self.clock)
         done = [(f, *self._judge(f, d, known, records, rank, clock)) for f, d, known, records, rank in handed]
         self.seq += total
-        self.clock = int(clock[-1])
+        self.clock, self._first = int(clock[-1]), int(clock[0])
         return done
+
+    def _stop(self, some: Sequence[tuple[_Feed, int]], known: Ints, order: Ints | None) -> int:
+        """How many of the rows to take: a batch ends where a deferred view is due, so that the cut does not show."""
+        n = len(known)
+        if not self.holds:
+            return n
+        turn = np.maximum(np.maximum.accumulate(known), self.clock)
+        whose = np.repeat([self.sources.index(f.source) for f, _ in some], [m for _, m in some])
+        whose = whose[:n] if order is None else whose[order]
+        read = self.read
+        for hold, sources in self.holds:
+            if hold.every is not None:
+                later = np.flatnonzero(turn[1:n] // hold.every > turn[: n - 1] // hold.every)
+                n = int(later[0]) + 1 if len(later) else n
+            if hold.rows is not None:
+                before = sum(read[s] for s in sources) % hold.rows
+                mine = np.isin(whose[:n], [i for i, s in enumerate(self.sources) if s.name in sources])
+                full = np.flatnonzero(np.cumsum(mine) + before >= hold.rows)
+                n = int(full[0]) + 1 if len(full) else n
+        return n
 
     def _judge(
         self, feed: _Feed, delta: Delta, known: Ints, records: Records, rank: Ints, clock: Ints

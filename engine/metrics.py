@@ -40,6 +40,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "freshet_view_age_seconds": ("gauge", ("view",), "Present minus frontier; absent in a replay."),
     "freshet_view_pending_changes": ("gauge", ("view",), "Changes read that the view does not contain yet."),
+    "freshet_view_refreshes": ("counter", ("view",), "Refreshes of a deferred view."),
     "freshet_view_phase": ("gauge", ("view", "phase"), "1 for the present phase: backfill or live."),
     "freshet_step_keys": ("gauge", ("step",), "Keys held by an operator."),
     "freshet_step_state_bytes": ("gauge", ("step",), "Bytes of state held by an operator."),
@@ -67,6 +68,8 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
         yield "freshet_view_rows", (name,), v["rows"]
         yield "freshet_view_retractions", (name,), v["retracted"]
         yield "freshet_view_pending_changes", (name,), v["pending_changes"]
+        if v["refreshes"] is not None:
+            yield "freshet_view_refreshes", (name,), v["refreshes"]
         for phase in ("backfill", "live"):
             yield "freshet_view_phase", (name, phase), float((phase == "live") == live)
         if v["frontier"]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from engine.graph import DELETED, Graph, Immediate, Model, Node, Sink, Source, View, immediate
+from engine.graph import DELETED, Deferred, Graph, Hold, Immediate, Model, Node, Policy, Sink, Source, View, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
@@ -193,8 +193,11 @@ class Pipeline(Graph):
             self.nodes[name] = Node(name, step, (relation.name,), step.schema([relation.messages]))
         return name, self.nodes[name].schema
 
-    def view(self, name: str, start: Relation, *steps: Operator, refresh: Immediate | None = None) -> View:
-        """A named relation: the rows of `start`, taken through the steps one after another."""
+    def view(self, name: str, start: Relation, *steps: Operator, refresh: Policy | None = None) -> View:
+        """A named relation: the rows of `start`, taken through the steps one after another.
+
+        refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`.
+        """
         what = f"view {name!r}"
         self._new(name, what)
         relation = self._mine(start, f"{what}: the first input")
@@ -236,6 +239,10 @@ class Pipeline(Graph):
             made.append(Node(before, step, tuple(inputs), schema))
         if reserved := [c for c in schema if c in (AT, POS)]:
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
+        if isinstance(refresh, Deferred):
+            made = self._held(name, made, refresh)
+        elif refresh is not None and not isinstance(refresh, Immediate):
+            raise DefinitionError(f"{what}: refresh is {refresh!r}; expected immediate() or deferred(...)")
         self.nodes.update((n.name, n) for n in made)
         key = tuple(relation.key)
         for step in steps:
@@ -243,6 +250,14 @@ class Pipeline(Graph):
         view = View(name, schema, key if all(k in schema for k in key) else (), refresh or immediate())
         self.views[name] = view
         return view
+
+    def _held(self, view: str, nodes: Sequence[Node], refresh: Deferred) -> list[Node]:
+        """The nodes of a deferred view: their inputs from outside come when it is refreshed."""
+        own = {n.name for n in nodes}
+        given = dict.fromkeys(i for n in nodes for i in n.inputs if i not in own)
+        held = {i: f"{view} waits with {i}" for i in given}
+        self.holds[view] = Hold(view, refresh, tuple((h, i) for i, h in held.items()))
+        return [Node(n.name, n.operator, tuple(held.get(i, i) for i in n.inputs), n.schema) for n in nodes]
 
     def model(
         self,

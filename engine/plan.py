@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from engine.graph import Graph, Model, Node
+from engine.graph import Deferred, Graph, Hold, Model, Node
+from operators.delta import BEGINNING
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,26 @@ class _Draft:
     moved: set[str] = field(default_factory=set)
 
 
+def steps(graph: Graph) -> list[Stage | Hold]:
+    """The stages, and before each the holds whose views begin in it, in the order in which they run."""
+    left, found = dict(graph.holds), list[Stage | Hold]()
+    for stage in stages(graph):
+        asked = {i for n in stage.nodes for i in n.inputs}
+        now = [h for h in left.values() if asked & {held for held, _ in h.inputs}]
+        found += [*now, stage]
+        for h in now:
+            del left[h.view]
+    return found
+
+
 def stages(graph: Graph) -> list[Stage]:
     """The stages of the graph's nodes, in the order in which they run."""
     drafts: list[_Draft] = []
+    held = {name: {given for _, given in h.inputs} for h in graph.holds.values() for name, _ in h.inputs}
     for node in graph.nodes.values():
-        if not drafts or not _joins(node, drafts[-1]):
+        waits_for = set[str]().union(*(held.get(i, ()) for i in node.inputs))
+        inside = {n.name for n in drafts[-1].nodes} if drafts else set[str]()
+        if not drafts or waits_for & inside or not _joins(node, drafts[-1]):
             drafts.append(_Draft(node.operator.keys[0] if node.operator.keys else ()))
         _add(node, drafts[-1])
     wanted = (
@@ -48,6 +64,7 @@ def stages(graph: Graph) -> list[Stage]:
     done = []
     for i, draft in enumerate(drafts):
         later = {name for d in drafts[i + 1 :] for n in d.nodes for name in n.inputs}
+        later = later.union(*(held.get(name, ()) for name in later))
         gives = tuple(n.name for n in draft.nodes if n.name in later | wanted)
         done.append(Stage(f"stage-{i + 1}", tuple(draft.nodes), dict(draft.split), gives))
     return done
@@ -80,10 +97,18 @@ def _add(node: Node, draft: _Draft) -> None:
     draft.nodes.append(node)
 
 
-def roots(graph: Graph) -> dict[str, frozenset[str]]:
-    """For each source, node and view the sources that it is made of."""
+def roots(graph: Graph, held: bool = False) -> dict[str, frozenset[str]]:
+    """For each source, node and view the sources that it is made of.
+
+    held: a deferred view, which its changes pass late, is named instead of the sources it is made of.
+    """
     found = {name: frozenset([name]) for name in graph.sources}
+    waiting = {name: (h.view, given) for h in graph.holds.values() for name, given in h.inputs}
     for node in graph.nodes.values():
+        for name in node.inputs:
+            if name in waiting:
+                view, given = waiting[name]
+                found[name] = frozenset([view]) if held else found[given]
         found[node.name] = frozenset().union(*(found[i] for i in node.inputs))
     for model in graph.models.values():
         found[model.predictions.name] = found[model.questions] | found[model.answers]
@@ -93,9 +118,10 @@ def roots(graph: Graph) -> dict[str, frozenset[str]]:
 def horizons(graph: Graph, sources: Mapping[str, int], inserts: bool = False) -> dict[str, int]:
     """For each source and node the event time below which no change of its rows will come any more.
 
-    sources: the same for each source. inserts: below which no row is added, whatever is taken back.
+    sources: the same for each source, and for what deferred views wait with. inserts: below which no row is added,
+    whatever is taken back.
     """
-    found = dict(sources)
+    found = {held: BEGINNING for h in graph.holds.values() for held, _ in h.inputs} | dict(sources)
     for node in graph.nodes.values():
         found[node.name] = node.operator.horizon(min(found[i] for i in node.inputs), inserts)
     return found
@@ -105,6 +131,12 @@ def watermark(graph: Graph, model: Model, sources: Mapping[str, int]) -> int:
     """Below which event time no question of a model comes or changes any more, and no answer comes."""
     questions, answers = horizons(graph, sources), horizons(graph, sources, inserts=True)
     return min(questions[model.questions], answers[model.answers])
+
+
+def due(graph: Graph) -> list[tuple[Deferred, frozenset[str]]]:
+    """When each deferred view is refreshed, and the sources that it is made of."""
+    made_of = roots(graph)
+    return [(h.refresh, made_of[h.view]) for h in graph.holds.values()]
 
 
 def rank(graph: Graph) -> list[str]:

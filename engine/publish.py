@@ -22,7 +22,8 @@ class Publish:
     """Writes the changes of each sink's relations, dead letters and late changes; counts what each view holds.
 
     number: the last batch. rows: for each view (rows inserted, rows retracted). contained: for each source the
-    watermark, read: the number of changes, of which every view contains all.
+    watermark, read: the number of changes, of which every view contains all, but for those that come after a deferred
+    one. held: see `Batch`.
     """
 
     def __init__(self, graph: Graph, out: Path, state: Any = None) -> None:
@@ -31,9 +32,10 @@ class Publish:
         self.rows = dict.fromkeys(graph.views, (0, 0))
         self.contained: dict[str, int] = {}
         self.read: dict[str, int] = {}
+        self.held: dict[str, tuple[dict[str, int], int, int]] = {}
         lengths = None
         if state is not None:
-            self.number, self.rows, self.contained, self.read, lengths = state
+            self.number, self.rows, self.contained, self.read, self.held, lengths = state
         self.files = Files(out, outputs(graph), lengths)
 
     def __call__(self, batch: Batch) -> None:
@@ -52,7 +54,7 @@ class Publish:
             self.files.write(DEAD_LETTERS, b"".join(batch.dead))
         if batch.late:
             self.files.write(LATE, b"".join(batch.late))
-        self.number, self.contained, self.read = batch.number, batch.watermark, batch.read
+        self.number, self.contained, self.read, self.held = batch.number, batch.watermark, batch.read, batch.held
 
     def snapshot(self) -> Any:
-        return self.number, dict(self.rows), self.contained, self.read, self.files.flush()
+        return self.number, dict(self.rows), self.contained, self.read, self.held, self.files.flush()

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from engine.graph import DELETED, Graph, Source
+from engine.graph import DELETED, Graph, Hold, Source
+from engine.hold import Holding
 from engine.merge import Chunk, Merge, Partition
 from engine.model import OnlineModel
-from engine.plan import rank, stages, watermark
+from engine.plan import due, rank, steps, watermark
 from engine.scan import Records
 from engine.view import Shard
 from operators.delta import AT, NULL, POS, Delta, accumulate, to_array
@@ -58,13 +59,16 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
         (source, [FramePartition(source, frames.get(name, empty_frames[name]))])
         for name, source in graph.sources.items()
     ]
-    merge = Merge(parts, rank(graph), batch_rows)
-    shards = [Shard(graph, stage) for stage in stages(graph)]
+    merge = Merge(parts, rank(graph), batch_rows, holds=due(graph))
+    kept_steps = [Holding(graph, s) if isinstance(s, Hold) else Shard(graph, s) for s in steps(graph)]
     models = {name: OnlineModel(m.spec) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
     while (batch := merge.next()) is not None:
-        for shard in shards:
-            batch.deltas.update(shard.apply(batch.deltas, batch.horizon))
+        for step in kept_steps:
+            if isinstance(step, Holding):
+                step(batch)
+            else:
+                batch.deltas.update(step.apply(batch.deltas, batch.horizon))
         for name, m in graph.models.items():
             batch.deltas[m.predictions.name] = models[name].apply(
                 batch.deltas[m.questions], batch.deltas[m.answers], watermark(graph, m, batch.watermark)

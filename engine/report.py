@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.flow import Run
 from engine.freshness import Freshness, freshness, least
+from engine.graph import Graph
 from engine.plan import roots
 from operators.delta import BEGINNING
 
@@ -31,14 +32,29 @@ def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
     )
     applied = publish.read if publish is not None else {}
     read, marks = merge.read, merge.watermark
+    passed, held = roots(run.graph, held=True), publish.held if publish is not None else {}
     found: dict[str, Freshness] = {}
+
+    def contains(name: str) -> dict[str, int]:
+        """The watermarks that a relation contains: no more than the deferred views that it stands on."""
+        there = [held[h][0] for h in passed[name] if h in held]
+        return {r: min([contained[r], *(t[r] for t in there if r in t)]) for r in made_of[name]}
+
     for name in run.graph.views:
         mine = made_of[name]
         node = run.graph.nodes.get(name)
-        inputs = {i: least(contained, made_of[i]) for i in node.inputs} if node is not None else {}
-        pending = sum(read[r] - applied.get(r, 0) for r in mine)
-        found[name] = freshness(mine, inputs, contained, marks, pending, now)
+        given = _inputs(run.graph, name) if node is not None else []
+        inputs = {i: least(contains(i), made_of[i]) for i in given}
+        pending = sum(read[r] - applied.get(r, 0) for r in mine) + sum(held[h][1] for h in passed[name] if h in held)
+        found[name] = freshness(mine, inputs, contains(name), marks, pending, now)
     return found
+
+
+def _inputs(graph: Graph, view: str) -> list[str]:
+    """What a view is made of directly: of a deferred one what it waits with."""
+    if view in graph.holds:
+        return [given for _, given in graph.holds[view].inputs]
+    return list(graph.nodes[view].inputs)
 
 
 def figures(run: Run, now: int | None) -> dict[str, Any]:
@@ -67,6 +83,7 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             "global_lag_seconds": f.global_lag / 1e6 if f else None,
             "age_seconds": f.age / 1e6 if f and f.age is not None else None,
             "pending_changes": f.pending if f else 0,
+            "refreshes": publish.held[name][2] if publish is not None and name in publish.held else None,
         }
     return {
         "pipeline": graph.name,

@@ -30,7 +30,7 @@ def graph_of(graph: Graph) -> RenderableType:
     for view in graph.views.values():
         if view.name not in graph.nodes:
             continue
-        branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}"))
+        branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}, refresh {view.refresh}"))
         steps = [n for n in graph.nodes.values() if n.name == view.name or n.name.startswith(f"{view.name}.")]
         for node in sorted(steps, key=lambda n: (n.name == view.name, n.name)):
             branch.add(Text(f"{node.operator.name} <- {', '.join(node.inputs)}"))
@@ -39,7 +39,7 @@ def graph_of(graph: Graph) -> RenderableType:
     for model in graph.models.values():
         assert models is not None
         branch = models.add(
-            Text(f"{model.name}: questions {model.questions}, answers {model.answers}, refresh immediate")
+            Text(f"{model.name}: questions {model.questions}, answers {model.answers}, refresh {model.refresh}")
         )
         branch.add(Text(f"predicts {model.spec.label} from {', '.join(model.spec.features)}", style="dim"))
     sinks = tree.add("sinks")

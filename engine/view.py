@@ -91,11 +91,7 @@ class Shard:
 
     def __init__(self, graph: Graph, stage: Stage) -> None:
         self.graph, self.stage = graph, stage
-        schemas = {
-            **{s.name: s.messages for s in graph.sources.values()},
-            **{n.name: n.schema for n in graph.nodes.values()},
-        }
-        self.schemas = schemas
+        self.schemas = schemas = graph.schemas
         self.maintained: dict[str, Maintained] = {
             n.name: n.operator.start([schemas[i] for i in n.inputs]) for n in stage.nodes
         }

@@ -187,6 +187,31 @@ def concat(deltas: Sequence[Delta]) -> Delta:
     )
 
 
+def consolidated(delta: Delta) -> Delta:
+    """The net change of a delta: a row that came and went is left out, as is one that was replaced by its like.
+
+    Rows of one (at, pos) come and go in turns; of these only the first, if it goes, and the last, if it comes, are
+    left. They keep their order and their `seq`.
+    """
+    if len(delta) < 2 or not (delta.weight < 0).any():
+        return delta
+    order = np.lexsort((delta.pos, delta.at))
+    at, pos, gone = delta.at[order], delta.pos[order], delta.weight[order] < 0
+    other = (at[1:] != at[:-1]) | (pos[1:] != pos[:-1])
+    first, last = np.concatenate([[True], other]), np.concatenate([other, [True]])
+    keep = (first & gone) | (last & ~gone)
+    old, new = np.flatnonzero(keep & gone), np.flatnonzero(keep & ~gone)
+    group = np.cumsum(first)
+    _, a, b = np.intersect1d(group[old], group[new], assume_unique=True, return_indices=True)
+    old, new = old[a], new[b]
+    same = np.ones(len(old), np.bool_)
+    for column in delta.columns.values():
+        x, y = column[order[old]], column[order[new]]
+        same &= ((x == y) | (is_null(x) & is_null(y))).astype(np.bool_)
+    keep[old[same]] = keep[new[same]] = False
+    return delta.take(np.sort(order[keep]))
+
+
 def in_order(delta: Delta) -> Delta:
     """The same rows sorted by `seq`; rows of one `seq` stay in the order they have."""
     if len(delta) < 2 or bool((delta.seq[1:] >= delta.seq[:-1]).all()):

@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("engine.pipeline",),
     ("engine.replay",),
-    ("engine.decode", "engine.merge", "engine.view", "engine.encode", "engine.sink"),
+    ("engine.decode", "engine.merge", "engine.view", "engine.hold", "engine.encode", "engine.sink"),
     ("engine.plan", "engine.show", "engine.settings", "engine.metrics"),
     ("engine.graph",),
     ("engine.model", "engine.lines", "engine.batch", "engine.freshness", "engine.large"),

@@ -15,7 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from operators.delta import AT, BEGINNING, BOOL, FLOAT, INT, POS, STRING, Delta, Schema, is_null, numpy_type
+from operators.delta import (
+    AT,
+    BEGINNING,
+    BOOL,
+    FLOAT,
+    INT,
+    POS,
+    STRING,
+    Delta,
+    Schema,
+    consolidated,
+    is_null,
+    numpy_type,
+)
 from operators.operator import Maintained, Operator
 from tests.laws.history import Change, History, Step, is_messages, shuffled
 
@@ -258,6 +271,23 @@ def horizon_does_not_show(case: Case, history: History, rng: np.random.Generator
         least = case.operator.horizon(bound, inserts=True)
         assert all(r.at >= least for r in out if r.weight > 0), f"{case}: a row below {least} is added"
     same(found.deltas, expected.deltas, f"{case}: forgetting behind the horizon changes the output")
+
+
+def refreshes_do_not_show(case: Case, history: History, rng: np.random.Generator) -> None:
+    """Law 5: after a refresh, which takes in the net of all changes as one, there is what each change alone gives."""
+    steps = history.steps(random_cuts(history, rng))
+    maintained, stream = case.start(), Stream(case.out)
+    other, by_row = case.start(), Stream(case.out)
+    for step, horizon in zip(steps, history.bounds(steps), strict=True):
+        last = max(int(d.seq[-1]) for d in step if len(d))
+        nets = [consolidated(d) for d in step]
+        nets = [d.take(np.argsort(d.weight > 0, kind="stable")) for d in nets]
+        for net in nets:
+            net.seq = np.full(len(net), last)
+        if any(map(len, nets)):
+            run(case, [nets], [horizon], maintained, stream)
+        run(case, [step], [horizon], other, by_row)
+        same(stream.accumulated(), by_row.accumulated(), f"{case}: after a refresh there are other rows")
 
 
 def deleted(case: Case, history: History, rng: np.random.Generator) -> None:

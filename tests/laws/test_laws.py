@@ -70,6 +70,12 @@ def test_order_of_arrival_does_not_show(case: Case, data: bytes) -> None:
 
 @every_case
 @given(data=HISTORIES)
+def test_refreshes_do_not_show(case: Case, data: bytes) -> None:
+    laws.refreshes_do_not_show(case, decode(data, case.schemas), _rng(data))
+
+
+@every_case
+@given(data=HISTORIES)
 def test_forgetting_does_not_show(case: Case, data: bytes) -> None:
     laws.horizon_does_not_show(case, decode(data, case.schemas), _rng(data))
 

@@ -4,7 +4,7 @@ import polars as pl
 from river import linear_model, preprocessing
 
 import operators as op
-from engine import Pipeline, immediate
+from engine import Pipeline, deferred, immediate
 
 p = Pipeline("cards")
 
@@ -52,6 +52,14 @@ by_country = p.view(
     "by_country", features, op.aggregate(by="country", payments=op.count(), turnover=op.total("amount"))
 )
 labelled = p.view("labelled", features, op.join_label(chargebacks, on="tx", columns=["fraud"], wait="1d"))
+cards = p.view(
+    "cards",
+    payments,
+    op.dedupe(by="tx", within="1d"),
+    op.aggregate(by="card", payments=op.count(), turnover=op.total("amount")),
+    refresh=deferred(every="2m", rows=40),
+)
+known_cards = p.view("known_cards", payments, op.join_asof(cards, on="card", columns={"before": "payments"}))
 fraud = p.model(
     "fraud",
     features,
@@ -69,3 +77,5 @@ p.sink("predictions", fraud.predictions)
 p.sink("features", features)
 p.sink("by_country", by_country)
 p.sink("labelled", labelled)
+p.sink("cards", cards)
+p.sink("known_cards", known_cards)
