@@ -233,9 +233,10 @@ def _waves(slot, side, at, pos, weight, seq, alone, top_at, top_pos, wave, stamp
 class Keyed(Maintained):
     """A maintained operator whose rows meet by key.
 
-    A subclass gives `step`, which may treat the delta as one change. What a delta served on the way must not be lost,
-    though: a row is emitted as it was known when it came, also when a later row of the same delta corrects it. So a
-    delta is cut into as few waves as possible such that no row reaches back behind a row of its key in its own wave.
+    A subclass gives `step`, which may treat the delta as one change, or `changes`, which goes through the waves itself.
+    What a delta served on the way must not be lost, though: a row is emitted as it was known when it came, also when a
+    later row of the same delta corrects it. So a delta is cut into as few waves as possible such that no row reaches
+    back behind a row of its key in its own wave.
     """
 
     alone = False
