@@ -155,6 +155,11 @@ def test_a_field_given_twice_is_left() -> None:
     assert scanned(Scanner(FIELDS), [b'{"id":3,"who":1,"who":"b"}', b'{"id":3,"n":2,"n":3}']) == [None, None]
 
 
+def test_minus_nought_without_a_point_is_left_because_msgspec_reads_an_integer() -> None:
+    assert scanned(Scanner(FIELDS), [b'{"id":3,"x":-0}', b'{"id":3,"x":-0.0}'])[0] is None
+    assert repr(scanned(Scanner(FIELDS), [b'{"id":3,"x":-0.0}'])[0]) == repr(exact(b'{"id":3,"x":-0.0}'))
+
+
 def test_text_is_kept_once_as_long_as_there_is_not_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Texts, "_MANY", 50)
     monkeypatch.setattr(Texts, "_ROOM", 400)
