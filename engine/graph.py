@@ -9,76 +9,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Literal
 
+from engine.policy import Deferred, Immediate, Policy
 from engine.spec import ModelSpec
 from engine.spec import definition as model_definition
 from operators.delta import BOOL, Schema
-from operators.operator import DefinitionError, Operator, microseconds
+from operators.operator import Operator
 
 DELETED = "deleted"
 """The column by which a message says that its key is gone."""
 
-
-@dataclass(frozen=True)
-class Immediate:
-    """Refresh with every change: a view applies each delta, a model learns each answer as it comes."""
-
-    def __str__(self) -> str:
-        return "immediate"
-
-    @property
-    def definition(self) -> Any:
-        """What must not change while state is kept."""
-        return "immediate"
-
-
-def immediate() -> Immediate:
-    """The policy that keeps a view or model up to date with every change."""
-    return Immediate()
-
-
-@dataclass(frozen=True)
-class Deferred:
-    """Refresh when due, with all changes since the last refresh at once, less those that cancel out.
-
-    every: microseconds; due when the time at which changes become known passes a multiple of it since 1970. rows: due
-    when so many changes of its sources have been read since.
-    """
-
-    every: int | None = None
-    rows: int | None = None
-
-    def __str__(self) -> str:
-        parts = [f"every {timedelta(microseconds=self.every)}"] if self.every is not None else []
-        parts += [f"at {self.rows:,} changes"] if self.rows is not None else []
-        return f"deferred, {' or '.join(parts)}"
-
-    @property
-    def definition(self) -> Any:
-        """What must not change while state is kept."""
-        return ["deferred", self.every, self.rows]
-
-
-def deferred(*, every: str | timedelta | None = None, rows: int | None = None) -> Deferred:
-    """The policy that keeps a view up to date as of its last refresh.
-
-    every: a cadence such as "1h", in the time at which changes become known (so that a replay refreshes where the live
-    run did): all that was known before each full hour. rows: refreshed with every so many changes of the sources that
-    the view is made of. With both, at either.
-
-    Raises `DefinitionError` when neither is given, or one is not more than 0.
-    """
-    step = None if every is None else microseconds(every, "deferred: every")
-    if step is None and rows is None:
-        raise DefinitionError("deferred: expected every='1h' or rows=1000, or both")
-    if step == 0 or (rows is not None and (not isinstance(rows, int) or rows < 1)):
-        raise DefinitionError(f"deferred: every is {every!r} and rows is {rows!r}: expected more than 0")
-    return Deferred(step, rows)
-
-
-Policy = Immediate | Deferred
+IMMEDIATE = Immediate()
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +81,7 @@ class View:
     name: str
     schema: Schema
     key: tuple[str, ...]
-    refresh: Policy = Immediate()
+    refresh: Policy = IMMEDIATE
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +101,7 @@ class Model:
     spec: ModelSpec
     questions: str
     answers: str
-    refresh: Immediate
+    refresh: Policy
     predictions: View
 
 

@@ -22,7 +22,8 @@ import numpy as np
 import orjson
 
 from engine.batch import Batch
-from engine.graph import DELETED, Deferred, Source
+from engine.graph import DELETED, Source
+from engine.policy import Deferred
 from engine.scan import Records
 from operators.delta import BEGINNING, NULL, Array, Columns, Delta, Ints, concat, empty, in_order
 

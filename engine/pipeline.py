@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import polars as pl
 
-from engine.graph import DELETED, Deferred, Graph, Hold, Immediate, Model, Node, Policy, Sink, Source, View, immediate
+from engine.graph import DELETED, Graph, Hold, Model, Node, Sink, Source, View
+from engine.policy import Deferred, Immediate, Policy, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema
 from operators.delta import AT, POS, TIME, Schema, type_of

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from engine.graph import Deferred, Graph, Hold, Model, Node
+from engine.graph import Graph, Hold, Model, Node
+from engine.policy import Deferred
 from operators.delta import BEGINNING
 
 

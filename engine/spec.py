@@ -163,10 +163,10 @@ def definition(spec: ModelSpec) -> dict[str, Any]:
         "answer_key": list(spec.answer_key),
         "features": {f: str(spec.questions[f]) for f in spec.features},
         "label": {spec.label: str(spec.answers[spec.label])},
-        "learner": _describe(spec.learner),
+        "learner": describe(spec.learner),
         "advance": spec.advance,
         "wait": spec.wait,
-        "metric": _describe(spec.metrics),
+        "metric": describe(spec.metrics),
         "naive": spec.naive,
     }
 
@@ -176,7 +176,7 @@ def fingerprint(spec: ModelSpec) -> str:
 
     river's `repr` rounds parameters to six digits, so two learning rates may look alike: the parameters are taken.
     """
-    told = json.dumps([spec.name, _describe(spec.learner), list(spec.features), spec.advance])
+    told = json.dumps([spec.name, describe(spec.learner), list(spec.features), spec.advance])
     return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
@@ -267,34 +267,34 @@ def _unsupervised(value: Any, nested: bool = False, step: bool = False) -> Itera
                 yield from _unsupervised(part)
 
 
-def _describe(value: Any) -> Any:
+def describe(value: Any) -> Any:
     """Any value as JSON that is equal for equal parameters, in every process."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return repr(float(value))
     if isinstance(value, Mapping):
-        return [[_describe(k), _describe(v)] for k, v in value.items()]
+        return [[describe(k), describe(v)] for k, v in value.items()]
     if isinstance(value, (set, frozenset)):
-        return sorted((_describe(v) for v in value), key=json.dumps)
+        return sorted((describe(v) for v in value), key=json.dumps)
     if isinstance(value, (list, tuple, deque)):
-        return [_describe(v) for v in value]
+        return [describe(v) for v in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return _describe(value.tolist())
+        return describe(value.tolist())
     if isinstance(value, CodeType):
-        return [value.co_code.hex(), _describe(value.co_consts), list(value.co_names)]
+        return [value.co_code.hex(), describe(value.co_consts), list(value.co_names)]
     if isinstance(value, FunctionType):
-        return [value.__module__, value.__qualname__, _describe(value.__code__), _describe(value.__defaults__)]
+        return [value.__module__, value.__qualname__, describe(value.__code__), describe(value.__defaults__)]
     if isinstance(value, MethodType):
-        return [_describe(value.__func__), _describe(value.__self__)]
+        return [describe(value.__func__), describe(value.__self__)]
     if isinstance(value, partial):
-        return [_describe(value.func), _describe(value.args), _describe(value.keywords)]
+        return [describe(value.func), describe(value.args), describe(value.keywords)]
     named = value if isinstance(value, (type, BuiltinFunctionType)) else type(value)
     name = f"{named.__module__}.{named.__qualname__}"
     if named is value:
         return name
     if issubclass(type(value), base.Base):
-        return [name, _describe(_parameters(value))]
+        return [name, describe(_parameters(value))]
     if hasattr(value, "__dict__"):
-        return [name, _describe(vars(value))]
+        return [name, describe(vars(value))]
     return [name, text if " at 0x" not in (text := repr(value)) else ""]

@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.decode", "engine.merge", "engine.view", "engine.hold", "engine.encode", "engine.sink"),
     ("engine.plan", "engine.show", "engine.settings", "engine.metrics"),
     ("engine.graph",),
+    ("engine.policy",),
     ("engine.model", "engine.lines", "engine.batch", "engine.freshness", "engine.large"),
     ("engine.scan", "engine.compiled", "engine.spec"),
     ("operators",),
