@@ -33,7 +33,7 @@ from engine.graph import Graph, Hold, Model
 from engine.hold import Holding
 from engine.large import Large
 from engine.merge import Merge
-from engine.model import OnlineModel
+from engine.model import KeptModel
 from engine.plan import Stage, due, rank, steps, watermark
 from engine.publish import Publish
 from engine.settings import Settings
@@ -61,7 +61,7 @@ class Run:
     stop: Event = field(default_factory=Event)
     merge: Merge | None = None
     shards: list[Shard] = field(default_factory=list)
-    models: dict[str, OnlineModel] = field(default_factory=dict)
+    models: dict[str, KeptModel] = field(default_factory=dict)
     publish: Publish | None = None
     failed: tuple[str, BaseException] | None = None
 
@@ -247,17 +247,20 @@ def _named(stage: Stage) -> str:
 def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
 
     def build_one(state: Any) -> _Keep:
-        mine, large = OnlineModel(model.spec), Large(run.large, f"model-{model.name}")
+        mine, large = KeptModel(model.spec), Large(run.large, f"model-{model.name}")
         if state is not None:
             mine.restore(large.load(state))
         run.models[model.name] = mine
 
         def work(batch: Batch) -> list[Batch]:
-            batch.deltas[model.predictions.name] = mine.apply(
+            made = mine.apply(
                 batch.deltas[model.questions],
                 batch.deltas[model.answers],
                 watermark(run.graph, model, batch.watermark),
+                batch.known,
+                batch.first,
             )
+            batch.deltas[model.predictions.name], batch.deltas[model.training.name] = made
             return [batch]
 
         return _Keep(

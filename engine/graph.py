@@ -95,7 +95,7 @@ class Hold:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model kept by a learner over questions and answers; its predictions are a relation."""
+    """A model kept by a learner over questions and answers; its predictions and its training set are relations."""
 
     name: str
     spec: ModelSpec
@@ -103,6 +103,7 @@ class Model:
     answers: str
     refresh: Policy
     predictions: View
+    training: View
 
 
 @dataclass(frozen=True, eq=False)

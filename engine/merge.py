@@ -214,7 +214,7 @@ class Merge:
         self.seq: int = state["seq"] if state else 0
         self.clock: int = state["clock"] if state else BEGINNING
         self.began: int | None = state["began"] if state else None
-        self._first = self.clock
+        self._known = np.empty(0, np.int64)
 
     @property
     def read(self) -> dict[str, int]:
@@ -281,7 +281,12 @@ class Merge:
         self.number += 1
         batch = Batch(self.number, {}, {}, {n: max(h, BEGINNING) for n, h in horizon.items()}, self.read, dead=dead)
         if taken:
-            batch.first, batch.last, batch.clock = first_seq, self.seq - 1, self._first
+            batch.first, batch.last, batch.clock, batch.known = (
+                first_seq,
+                self.seq - 1,
+                int(self._known[0]),
+                self._known,
+            )
         for source in self.sources:
             mine = [d for f, d, late in taken if f.source is source]
             batch.late += [line for f, _, late in taken if f.source is source for line in late]
@@ -348,7 +353,7 @@ class Merge:
         clock = np.maximum(np.maximum.accumulate(clock), self.clock)
         done = [(f, *self._judge(f, d, known, records, rank, clock)) for f, d, known, records, rank in handed]
         self.seq += total
-        self.clock, self._first = int(clock[-1]), int(clock[0])
+        self.clock, self._known = int(clock[-1]), clock
         return done
 
     def _stop(self, some: Sequence[tuple[_Feed, int]], known: Ints, order: Ints | None) -> int:

@@ -21,7 +21,7 @@ import polars as pl
 from engine.graph import DELETED, Graph, Hold, Model, Node, Sink, Source, View
 from engine.policy import Deferred, Immediate, Policy, immediate
 from engine.replay import replay
-from engine.spec import ModelSpec, prediction_schema
+from engine.spec import ModelSpec, prediction_schema, training_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
 from operators.latest import latest
 from operators.operator import DefinitionError, Operator, as_names, known, microseconds
@@ -315,9 +315,10 @@ class Pipeline(Graph):
             naive=naive,
         )
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys)
-        made = Model(name, spec, questions.name, reply_name, refresh or immediate(), predictions)
+        training = View(f"{name}.training", training_schema(spec), keys)
+        made = Model(name, spec, questions.name, reply_name, refresh or immediate(), predictions, training)
         self.models[name] = made
-        self.views[predictions.name] = predictions
+        self.views |= {predictions.name: predictions, training.name: training}
         return made
 
     def sink(self, name: str, *relations: View) -> Sink:

@@ -113,6 +113,7 @@ def roots(graph: Graph, held: bool = False) -> dict[str, frozenset[str]]:
         found[node.name] = frozenset().union(*(found[i] for i in node.inputs))
     for model in graph.models.values():
         found[model.predictions.name] = found[model.questions] | found[model.answers]
+        found[model.training.name] = found[model.predictions.name]
     return found
 
 

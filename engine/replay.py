@@ -11,7 +11,7 @@ import polars as pl
 from engine.graph import DELETED, Graph, Hold, Source
 from engine.hold import Holding
 from engine.merge import Chunk, Merge, Partition
-from engine.model import OnlineModel
+from engine.model import KeptModel
 from engine.plan import due, rank, steps, watermark
 from engine.scan import Records
 from engine.view import Shard
@@ -61,7 +61,7 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
     ]
     merge = Merge(parts, rank(graph), batch_rows, holds=due(graph))
     kept_steps = [Holding(graph, s) if isinstance(s, Hold) else Shard(graph, s) for s in steps(graph)]
-    models = {name: OnlineModel(m.spec) for name, m in graph.models.items()}
+    models = {name: KeptModel(m.spec) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
     while (batch := merge.next()) is not None:
         for step in kept_steps:
@@ -70,9 +70,13 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
             else:
                 batch.deltas.update(step.apply(batch.deltas, batch.horizon))
         for name, m in graph.models.items():
-            batch.deltas[m.predictions.name] = models[name].apply(
-                batch.deltas[m.questions], batch.deltas[m.answers], watermark(graph, m, batch.watermark)
+            asked, told, below = (
+                batch.deltas[m.questions],
+                batch.deltas[m.answers],
+                watermark(graph, m, batch.watermark),
             )
+            made = models[name].apply(asked, told, below, batch.known, batch.first)
+            batch.deltas[m.predictions.name], batch.deltas[m.training.name] = made
         for name, deltas in kept.items():
             deltas.append(batch.deltas[name])
     return {name: accumulate(deltas, graph.views[name].schema).drop(AT, POS) for name, deltas in kept.items()}

@@ -6,6 +6,7 @@ A declaration is checked when it is made; `definition` and `fingerprint` say wha
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -17,6 +18,7 @@ from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any, Literal
 
+import cloudpickle
 import numpy as np
 from river import base, compose, metrics
 from river.active.base import ActiveLearningClassifier
@@ -34,7 +36,8 @@ class ModelSpec:
     - `label`: the column of the answers to predict. Boolean: `prediction` is P(True), or 1.0 and 0.0 when the metric
       asks for labels, as river then calls `predict_one`. Int64 or String: the predicted label. For regressors
       Int64 or Float64: the predicted number.
-    - `learner`: a river classifier or regressor. It is cloned: what it has learnt already is not used.
+    - `learner`: a river classifier or regressor, or anything with `fit` and `predict` in the manner of scikit-learn,
+      which is given frames. It is cloned: what it has learnt already is not used.
     - `advance`: when unsupervised steps of a pipeline (scalers, encoders) learn. "answers": with the learner, river's
       default; "questions": when a question is asked, as under `river.compose.learn_during_predict()`.
     - `wait`: microseconds for which an answer is awaited, in event time.
@@ -86,11 +89,21 @@ class ModelSpec:
         self._check_learner(what)
         self._check_metric(what)
         prediction_schema(self)
+        training_schema(self)
+
+    @property
+    def river(self) -> bool:
+        """Whether the learner is one of river's: it learns one example at a time."""
+        return issubclass(type(_last(self.learner)), base.Estimator)
 
     @property
     def classifies(self) -> bool:
         """Whether the learner predicts classes (else numbers)."""
-        return issubclass(type(_last(self.learner)), base.Classifier)
+        if self.river:
+            return issubclass(type(_last(self.learner)), base.Classifier)
+        if tags := getattr(self.learner, "__sklearn_tags__", None):
+            return bool(tags().estimator_type == "classifier")
+        return hasattr(self.learner, "predict_proba")
 
     @property
     def metrics(self) -> Any:
@@ -108,8 +121,19 @@ class ModelSpec:
     def _check_learner(self, what: str) -> None:
         last, dtype = _last(self.learner), self.answers[self.label]
         found = type(last).__name__
-        if not issubclass(type(last), (base.Classifier, base.Regressor)) or not isinstance(self.learner, base.Base):
-            raise DefinitionError(f"{what}: the learner ends in {found}: expected a river classifier or regressor")
+        if self.river:
+            if not issubclass(type(last), (base.Classifier, base.Regressor)) or not isinstance(self.learner, base.Base):
+                raise DefinitionError(f"{what}: the learner ends in {found}: expected a river classifier or regressor")
+        elif isinstance(self.learner, type) or not all(callable(getattr(last, m, None)) for m in ("fit", "predict")):
+            raise DefinitionError(
+                f"{what}: the learner is {self.learner!r}: expected a river classifier or regressor, "
+                "or an estimator with fit and predict"
+            )
+        elif self.naive or self.advance == "questions":
+            raise DefinitionError(
+                f"{what}: naive=True and advance='questions' are of learners that learn one example at a time; "
+                f"{found} is fitted as a whole: leave them out"
+            )
         if issubclass(type(last), ActiveLearningClassifier):
             raise DefinitionError(f"{what}: {found} chooses the labels it asks for, but answers come by themselves")
         if dtype not in ((BOOL, INT, STRING) if self.classifies else (INT, FLOAT)):
@@ -118,13 +142,13 @@ class ModelSpec:
                 f"{what}: the label {self.label!r} is {dtype}: the learner {found} expects {expected}; "
                 "cast it in the answers view, or take a learner of the other kind"
             )
-        if dtype == STRING and not last._multiclass:
+        if dtype == STRING and self.river and not last._multiclass:
             raise DefinitionError(
                 f"{what}: {found} tells only two classes apart and the label {self.label!r} is String: "
                 "make it Boolean, or wrap the learner in river.multiclass.OneVsRestClassifier"
             )
         try:
-            pickle.dumps(clone(self))
+            cloudpickle.dumps(clone(self)) if not self.river else pickle.dumps(clone(self))
         except Exception as e:
             raise DefinitionError(
                 f"{what}: the learner cannot be kept, for it does not pickle ({e}): "
@@ -133,14 +157,43 @@ class ModelSpec:
 
     def _check_metric(self, what: str) -> None:
         for m in self.metric if isinstance(self.metric, (list, tuple)) else [self.metric]:
-            if m is not None and not (hasattr(m, "works_with") and m.works_with(self.learner)):
+            if m is not None and not self._judged_by(m):
                 raise DefinitionError(f"{what}: the metric {m!r} does not fit the learner {self.learner}")
         last = _last(self.learner)
-        if asks_probabilities(self) and type(last).predict_proba_one is base.Classifier.predict_proba_one:
+        if asks_probabilities(self) and not (
+            type(last).predict_proba_one is not base.Classifier.predict_proba_one
+            if self.river
+            else hasattr(last, "predict_proba")
+        ):
             raise DefinitionError(
                 f"{what}: {type(last).__name__} gives no probabilities, which the metric needs: "
                 "declare metric=metrics.Accuracy() or another that compares labels"
             )
+
+    def _judged_by(self, metric: Any) -> bool:
+        if not isinstance(metric, metrics.base.Metric):
+            return False
+        kind = metrics.base.ClassificationMetric if self.classifies else metrics.base.RegressionMetric
+        return bool(metric.works_with(self.learner)) if self.river else isinstance(metric, kind)
+
+
+def training_schema(spec: ModelSpec) -> Schema:
+    """The columns of the training set.
+
+    The key and the features as they were served, `at` of the question, the `label`, the `prediction` and the
+    `model_version` that made it, `answered`: `at` of the answer, and `answer_pos`, its position.
+    """
+    dtype = spec.answers[spec.label]
+    served = {n: spec.questions[n] for n in (*spec.key, *(f for f in spec.features if f not in spec.key))}
+    added: Schema = {
+        "at": TIME,
+        "label": dtype,
+        "prediction": dtype if spec.classifies and dtype != BOOL else FLOAT,
+        "model_version": STRING,
+        "answered": TIME,
+        "answer_pos": INT,
+    }
+    return new_columns(served, added, f"training set of {spec.name!r}")
 
 
 def prediction_schema(spec: ModelSpec) -> Schema:
@@ -196,9 +249,16 @@ def warnings(spec: ModelSpec) -> list[str]:
             f"{what}: {nested} is in a pipeline within the pipeline and advances twice, on the question and on its "
             "answer (river's learn_during_predict does that): make it a step of the outer one, or keep it in a view"
         )
-    if any(_parameters(o).get("seed", 0) is None for o in _parts(spec.learner)):
-        lines.append(f"{what}: the learner is random and has no seed, so a replay predicts otherwise: declare seed=")
+    if any(_parameters(o).get("seed", 0) is None for o in _parts(spec.learner)) or _random(spec.learner):
+        lines.append(f"{what}: the learner is random and has no seed, so a replay predicts otherwise: declare its seed")
     return lines
+
+
+def _random(learner: Any) -> bool:
+    """Whether an estimator, or one of its parts, draws numbers without a seed."""
+    if not hasattr(learner, "get_params"):
+        return False
+    return any(n.split("__")[-1] == "random_state" and v is None for n, v in learner.get_params().items())
 
 
 class _OnQuestions(compose.Pipeline):
@@ -212,6 +272,8 @@ class _OnQuestions(compose.Pipeline):
 
 def clone(spec: ModelSpec) -> Any:
     """A pristine learner whose unsupervised steps advance as declared, and so do those it makes of itself later."""
+    if not spec.river:
+        return _cloned(spec.learner)
     learner = spec.learner.clone()
     if spec.advance == "answers":
         return learner
@@ -219,6 +281,15 @@ def clone(spec: ModelSpec) -> Any:
         if type(part) is compose.Pipeline:
             part.__class__ = _OnQuestions
     return learner.clone()
+
+
+def _cloned(learner: Any) -> Any:
+    """An estimator as it was declared, without what it has been fitted to."""
+    if hasattr(learner, "get_params") and hasattr(learner, "__sklearn_tags__"):
+        from sklearn.base import clone as cloned
+
+        return cloned(learner)
+    return copy.deepcopy(learner)
 
 
 def _last(learner: Any) -> Any:
@@ -295,6 +366,8 @@ def describe(value: Any) -> Any:
         return name
     if issubclass(type(value), base.Base):
         return [name, describe(_parameters(value))]
+    if hasattr(value, "__sklearn_tags__"):
+        return [name, describe(value.get_params(deep=False))]
     if hasattr(value, "__dict__"):
         return [name, describe(vars(value))]
     return [name, text if " at 0x" not in (text := repr(value)) else ""]

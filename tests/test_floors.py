@@ -24,6 +24,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.graph",),
     ("engine.policy",),
     ("engine.model", "engine.lines", "engine.batch", "engine.freshness", "engine.large"),
+    ("engine.student", "engine.training"),
+    ("engine.examples",),
     ("engine.scan", "engine.compiled", "engine.spec"),
     ("operators",),
     ("operators.<each>",),

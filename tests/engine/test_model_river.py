@@ -26,7 +26,7 @@ from river import (
     tree,
 )
 
-from engine.model import OnlineModel
+from engine.model import KeptModel
 from engine.spec import ModelSpec
 from operators.delta import BOOL, FLOAT, INT, Delta, Schema, concat, empty, to_column
 
@@ -87,16 +87,21 @@ def spec_of(s: Stream, learner: Any, metric: Any, wait: int = 10**9, **others: A
     )
 
 
-def run(spec: ModelSpec, s: Stream, cuts: Sequence[int], resumed: bool = False) -> tuple[Delta, OnlineModel]:
+def go(model: KeptModel, questions: Delta, answers: Delta, watermark: int) -> Delta:
+    """The predictions."""
+    return model.apply(questions, answers, watermark)[0]
+
+
+def run(spec: ModelSpec, s: Stream, cuts: Sequence[int], resumed: bool = False) -> tuple[Delta, KeptModel]:
     """Apply the stream cut before each `seq` of `cuts`; the watermark follows. Resumed: pickled at every cut."""
-    model, out, low = OnlineModel(spec), [empty(OnlineModel(spec).schema)], -(10**18)
+    model, out, low = KeptModel(spec), [empty(KeptModel(spec).schema)], -(10**18)
     for high in [*cuts, 10**18]:
         q, a = (d.take((d.seq >= low) & (d.seq < high)) for d in (s.questions, s.answers))
         if len(q) or len(a):
-            out.append(model.apply(q, a, high if high < 10**18 else low))
+            out.append(go(model, q, a, high if high < 10**18 else low))
         if resumed:
             state = pickle.dumps(model.snapshot())
-            model = OnlineModel(spec)
+            model = KeptModel(spec)
             model.restore(pickle.loads(state))
         low = high
     return concat(out), model
@@ -205,7 +210,7 @@ def test_predictions_and_metric_equal_plain_river(case: str, delay: str) -> None
         found = kept.figures()
         assert found["learned"] == found["questions"] == len(rows), way
         assert found["closed"] == found["unmatched"] == found["corrections"] == 0, way
-        assert kept._student.metric.get() == score.get(), way
+        assert kept._judge.metric.get() == score.get(), way
 
 
 HT, HTR = tree.HoeffdingTreeClassifier, tree.HoeffdingTreeRegressor
@@ -342,12 +347,12 @@ def test_naive_figure_equals_progressive_validation_without_delay_on_the_answere
     for _, (cuts, resumed) in three_ways(s, seed=11).items():
         spec = spec_of(s, learner(), metric(), wait=60, naive=True)
         _, kept = run(spec, s, cuts, resumed)
-        kept.apply(s.questions.take(slice(0)), s.answers.take(slice(0)), 10**9)
+        go(kept, s.questions.take(slice(0)), s.answers.take(slice(0)), 10**9)
         found = kept.figures()
         value = naive.get()
         assert list(found["naive"].values()) == (value if isinstance(value, list) else [value])
         assert found["closed"] == answered.count(False)
         assert found["naive"] != found["metrics"]
-        honest.append((found, kept._queue))
+        honest.append((found, kept._naive._queue))
     assert honest[0][0] == honest[1][0] == honest[2][0]
     assert not honest[0][1]

@@ -16,7 +16,7 @@ import pytest
 from engine.flow import FlowError
 from engine.large import KEPT, Large
 from engine.merge import Merge
-from engine.model import OnlineModel
+from engine.model import KeptModel
 from engine.publish import Publish
 from engine.sink import Files
 from engine.view import Gather, Shard
@@ -73,8 +73,8 @@ POINTS = [
     (Shard, "__call__", True),
     (Shard, "snapshot", False),
     (Gather, "__call__", False),
-    (OnlineModel, "apply", True),
-    (OnlineModel, "snapshot", True),
+    (KeptModel, "apply", True),
+    (KeptModel, "snapshot", True),
     (Publish, "__call__", False),
     (Publish, "__call__", True),
     (Files, "write", True),

@@ -1,0 +1,112 @@
+"""The training set of a model: its examples as a relation, with the features as they were served.
+
+A row enters when a question is answered, and is taken back when it is none any more: the answer was corrected, or the
+question withdrawn. The row carries the `at` and position of its question; the change has the `seq` of what caused it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from engine.examples import Question
+from engine.spec import ModelSpec, training_schema
+from operators.delta import STRING, Array, Columns, Delta, Ints, Schema, concat, empty, null_of, numpy_type
+from operators.state import Rows
+
+_FORGOTTEN = int(np.iinfo(np.int64).min) + 1
+
+
+class MemoryLog:
+    """A change log that is kept in memory, for a replay: the least of what `ChangeLog` does."""
+
+    def __init__(self) -> None:
+        self._deltas: list[Delta] = []
+        self._known: list[Ints] = []
+
+    def append(self, delta: Delta, known: Ints) -> None:
+        self._deltas.append(delta)
+        self._known.append(known)
+
+    def changes(self, schema: Schema) -> tuple[Delta, Ints]:
+        """All changes, in order."""
+        if not self._deltas:
+            return empty(schema), np.empty(0, np.int64)
+        if len(self._deltas) > 1:
+            self._deltas, self._known = [concat(self._deltas)], [np.concatenate(self._known)]
+        return self._deltas[0], self._known[0]
+
+
+class Training:
+    """The features of questions as served, as long as they can be answered or corrected; gives out changes."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec, self.schema = spec, training_schema(spec)
+        self._served = [n for n in (*spec.key, *spec.features) if n in self.schema]
+        self._rows = Rows({n: self.schema[n] for n in self._served})
+        self._changes: list[tuple[int, int, int, Any, Any, Any, int, int]] = []
+
+    def serve(self, questions: Delta) -> int:
+        """Keep rows of the questions as they are now; returns the number of the first."""
+        return int(self._rows.add(questions)[0])
+
+    def features(self, questions: list[Question]) -> Columns:
+        """The features of these questions as served."""
+        rows = np.array([q.row for q in questions], np.int64)
+        taken = self._rows.take(rows, rows, rows).columns
+        return {f: taken[f] for f in self.spec.features}
+
+    def enter(self, question: Question, seq: int, weight: int = 1) -> None:
+        """A question is an example from now on; with weight -1 it is none any more."""
+        q = question
+        self._changes.append((q.row, weight, seq, q.label, q.value, q.version, *q.told))
+
+    def forget(self, rows: list[int]) -> None:
+        """Rows of questions that nobody will ask for any more."""
+        self._rows.remove(np.array(rows, np.int64))
+        self._rows.expire(_FORGOTTEN)
+
+    def changes(self) -> Delta:
+        """What changed since the last call."""
+        if not self._changes:
+            return empty(self.schema)
+        rows, weight, seq, label, value, version, answered, pos = zip(*self._changes, strict=True)
+        self._changes = []
+        out = self._rows.take(*(np.array(a, np.int64) for a in (rows, weight, seq)))
+        out.columns |= {
+            "at": out.at,
+            "label": column(label, self.schema["label"]),
+            "prediction": column(value, self.schema["prediction"]),
+            "model_version": column(version, STRING),
+            "answered": np.array(answered, np.int64),
+            "answer_pos": np.array(pos, np.int64),
+        }
+        out.columns = {n: out.columns[n] for n in self.schema}
+        return out
+
+    def snapshot(self) -> Any:
+        if self._changes:
+            raise AssertionError("changes of a training set were not given out before a snapshot")
+        return self._rows.snapshot()
+
+    def restore(self, state: Any) -> None:
+        self._rows.restore(state)
+
+
+def column(values: Any, dtype: pl.DataType) -> Array:
+    """Python values, None for null, as a column."""
+    null = null_of(dtype)
+    out = np.empty(len(values), numpy_type(dtype))
+    out[:] = [null if v is None else v for v in values]
+    return out
+
+
+def examples(changes: Delta, known: Ints) -> tuple[Delta, Ints]:
+    """The rows that are there after these changes, in the order in which they became so, and when they became known."""
+    order = np.lexsort((np.arange(len(changes)), changes.pos, changes.at))
+    at, pos = changes.at[order], changes.pos[order]
+    last = np.concatenate([(at[1:] != at[:-1]) | (pos[1:] != pos[:-1]), [True]]) if len(order) else order.astype(bool)
+    kept = np.sort(order[last & (changes.weight[order] > 0)])
+    return changes.take(kept), known[kept]
