@@ -47,7 +47,7 @@ class Large:
             return self.number, self.name, pickle.dumps(state)
         if not self.folder.exists():
             self.folder.mkdir(exist_ok=True, mode=0o700)
-            _sync(self.folder.parent)
+            make_durable(self.folder.parent)
         _write(self._path(self.number), parts)
         return self.number, self.name, None
 
@@ -71,12 +71,12 @@ def _write(path: Path, parts: Sequence[Any]) -> None:
                 left = left[file.write(left) :]
         os.fsync(file.fileno())
     draft.rename(path)
-    _sync(path.parent)
+    make_durable(path.parent)
 
 
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    opened = os.open(folder, os.O_RDONLY)
+def make_durable(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:

@@ -1,0 +1,312 @@
+"""The change log of a relation: every change it ever had, in a folder that any tool can read.
+
+A log is appended to and never changed, so what a relation was is a question to it: what was known at some time, or
+after so many changes. It is a Delta table; polars, duckdb, pandas and Spark read it as it stands. Beside the columns of
+the relation it has
+
+| column    |                                                                                |
+| --------- | ------------------------------------------------------------------------------ |
+| `_at`     | event time; null for rows that were there from the start                       |
+| `_known`  | when the change became known                                                   |
+| `_pos`    | where the row came from; `(_at, _pos)` identifies a live row                   |
+| `_seq`    | the number of the change in the order of knowledge                             |
+| `_weight` | 1 inserts the row, -1 takes it back                                            |
+| `_row`    | the number of the row in the log, from 0; what was taken back is numbered anew |
+
+The *length* of a log is how many rows were ever appended to it. It is what the state of a run remembers of a log: a run
+that goes back to an earlier state cuts the log back to that length, and writes the rest again. Compaction moves rows
+but keeps their numbers; erasure takes rows out and leaves their numbers unused. So neither can undo the other.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from engine.large import make_durable
+from operators.delta import AT, BEGINNING, INT, NULL, POS, TIME, Delta, Ints, Schema, to_series
+from operators.operator import known as check_known
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+KNOWN, SEQ, WEIGHT, ROW = "_known", "_seq", "_weight", "_row"
+LOG = "_delta_log"
+
+TEND = 100
+"""After so many commits small files are joined, and what no reader can need any more is removed."""
+
+_OWN: Schema = {AT: TIME, KNOWN: TIME, POS: INT, SEQ: INT, WEIGHT: INT, ROW: INT}
+_SETTINGS = {
+    "delta.dataSkippingStatsColumns": f"{SEQ},{ROW}",  # no values of the relation outside the data files
+    "delta.deletedFileRetentionDuration": "interval 1 hours",  # so long a reader can read what it has opened
+}
+_FILE_BYTES = 8 << 20
+_SLICE = 1 << 20
+"""So many rows are erased from at a time."""
+_APP = "freshet"
+_CURE = "put it back from a backup, or start again without state and outputs"
+
+
+class LogError(RuntimeError):
+    """A change log that is not what the state says it should be; the text names it and the cure."""
+
+
+class ChangeLog:
+    """The log in a folder, open for appending; made when it is not there.
+
+    length: what `flush` gave when the state was saved, 0 when none was saved yet. What was appended after that is
+    taken back. None: the log must be new or empty. One process at a time.
+
+    Raises `LogError` when it is not, or when it is missing, damaged, shorter, or has other columns.
+    """
+
+    def __init__(self, folder: Path, schema: Schema, length: int | None = None) -> None:
+        self.folder, self.schema = folder, schema
+        self._buffer: list[pl.DataFrame] = []
+        self._length = self._flushed = length or 0
+        self._table = _open(folder, {**schema, **_OWN}, self._length)
+        self._durable = max(self._table.version() - 2, -1)
+        self._sync()
+        self._tended = max(_versions(folder, ".checkpoint.parquet"), default=0)
+        there = _length(self._table)
+        if there and length is None:
+            raise LogError(
+                f"the change log {str(folder)!r} holds {there} rows, but there is no state that wrote them; "
+                "move it away, or point --state to the state that belongs to it"
+            )
+        if there > self._length:
+            self._delete(f"{ROW} >= {self._length}")
+
+    def append(self, delta: Delta, known: Ints) -> None:
+        """Add the rows of a delta, in its order. known: when each became known, microseconds UTC.
+
+        They are kept in memory until `flush`.
+        """
+        if not len(delta):
+            return
+        own = {
+            AT: np.where(delta.at == BEGINNING, NULL, delta.at),
+            KNOWN: known,
+            POS: delta.pos,
+            SEQ: delta.seq,
+            WEIGHT: delta.weight,
+            ROW: np.arange(self._length, self._length + len(delta)),
+        }
+        self._buffer.append(delta.frame(self.schema).with_columns(to_series(n, own[n], t) for n, t in _OWN.items()))
+        self._length += len(delta)
+
+    def flush(self) -> int:
+        """Make all that was appended durable, in one commit; returns the length of the log."""
+        if self._buffer:
+            import deltalake
+
+            how = self._how(self._length)
+            deltalake.write_deltalake(self._table, pl.concat(self._buffer), mode="append", **how)
+            self._buffer, self._flushed = [], self._length
+        self._sync()
+        if self._table.version() - self._tended >= TEND:
+            self._tend()
+        return self._length
+
+    def read(self) -> pl.LazyFrame:
+        """All rows, flushed or not, in the order of knowledge; rows of one `_seq` in the order they were appended."""
+        return pl.concat([pl.scan_delta(self._table), *(f.lazy() for f in self._buffer)]).sort(SEQ, ROW)
+
+    def erase(self, rows: pl.Expr) -> int:
+        """Remove the rows for which a condition on columns of the relation is true; returns how many there were.
+
+        The files that held them are gone when this returns, and with them what readers have open. They do not come
+        back when the log is cut back. A run that goes back to an earlier state, however, appends again what it reads
+        again: erase at the source first, and count it as done when the next state is saved.
+        """
+        check_known(rows.meta.root_names(), {**self.schema, AT: TIME, POS: INT}, "erase")
+        import deltalake
+
+        erased = 0
+        for first in range(0, self._flushed, _SLICE):
+            within = f"{ROW} >= {first} AND {ROW} < {first + _SLICE}"
+            old = pl.scan_delta(self._table).filter(pl.sql_expr(within)).collect()
+            if gone := len(old) - len(kept := old.remove(rows)):
+                how = self._how(self._flushed)
+                deltalake.write_deltalake(self._table, kept, mode="overwrite", predicate=within, **how)
+                self._sync()
+            erased += gone
+        self._table.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False, full=True)
+        self._sync()
+        buffered = sum(map(len, self._buffer))
+        self._buffer = [kept for f in self._buffer if len(kept := f.remove(rows))]
+        return erased + buffered - sum(map(len, self._buffer))
+
+    def _delete(self, condition: str) -> None:
+        self._table.delete(condition, **self._how(self._flushed))
+        self._sync()
+
+    def _tend(self) -> None:
+        """Keep the cost of a commit bounded: few files, and a log not older than the checkpoint before the last."""
+        self._table.optimize.compact(target_size=_FILE_BYTES, **self._how(self._flushed))
+        self._sync()
+        self._table.vacuum(dry_run=False, full=True)
+        self._sync()
+        self._table.create_checkpoint()
+        log = self.folder / LOG
+        for path in (*log.glob("*.checkpoint.parquet"), log / "_last_checkpoint", log):
+            make_durable(path)
+        before, self._tended = self._tended, self._table.version()
+        for path in sorted(p for p in log.glob("0*") if int(p.name[:20]) < before):
+            path.unlink()
+
+    @staticmethod
+    def _how(length: int) -> dict[str, Any]:
+        """What goes with each commit: the length of the log after it, and no upkeep but ours."""
+        import deltalake
+
+        return {
+            "writer_properties": deltalake.WriterProperties(compression="ZSTD"),
+            "commit_properties": deltalake.CommitProperties(app_transactions=[deltalake.Transaction(_APP, length)]),
+            "post_commithook_properties": deltalake.PostCommitHookProperties(False, False),
+        }
+
+    def _sync(self) -> None:
+        """Make durable what was committed since the last time: data files, commits and folders."""
+        version = self._table.version()
+        if version == self._durable:
+            return
+        for v in range(self._durable + 1, version + 1):
+            for path, _ in _files(self.folder, v):
+                make_durable(path)
+            make_durable(_commit(self.folder, v))
+        make_durable(self.folder)
+        make_durable(self.folder / LOG)
+        self._durable = version
+
+
+class About(NamedTuple):
+    """A log as `freshet log` lists it. first, last: when its first and its last change became known."""
+
+    name: str
+    rows: int
+    version: int
+    bytes: int
+    first: datetime | None
+    last: datetime | None
+
+
+def scan(folder: Path) -> pl.LazyFrame:
+    """What is flushed of the log in a folder, as `ChangeLog.read` gives it. Raises `LogError`."""
+    return pl.scan_delta(_load(folder)).sort(SEQ, ROW)
+
+
+def logs(state: Path) -> list[About]:
+    """The logs below a state folder, by name. Raises `LogError`."""
+    found = []
+    for folder in sorted(p.parent for p in (state / "log").glob(f"*/{LOG}")):
+        table = _load(folder)
+        rows, first, last = (
+            pl.scan_delta(table)
+            .select(pl.len(), pl.col(KNOWN).min().alias("first"), pl.col(KNOWN).max().alias("last"))
+            .collect()
+            .row(0)
+        )
+        size = sum(pl.DataFrame(table.get_add_actions())["size_bytes"])
+        found.append(About(folder.name, rows, table.version(), size, first, last))
+    return found
+
+
+def as_of(log: pl.LazyFrame, known: datetime | int | None = None, seq: int | None = None) -> pl.LazyFrame:
+    """The relation as it was then, in the order of `_at` and `_pos`, from rows of its log.
+
+    known: with what was known at that time (inclusive; an int is microseconds UTC). seq: with the changes up to that
+    one. Each row says in `_known` and `_seq` when it came. A condition on columns of the relation may be applied to
+    the log or to the result, with the same outcome.
+    """
+    names = log.collect_schema().names()
+    if known is not None:
+        log = log.filter(pl.col(KNOWN) <= pl.lit(known).cast(TIME))
+    if seq is not None:
+        log = log.filter(pl.col(SEQ) <= seq)
+    came = pl.col(KNOWN, SEQ).filter(pl.col(WEIGHT) > 0).max()
+    net = log.group_by(n for n in names if n not in (KNOWN, SEQ, WEIGHT, ROW)).agg(pl.col(WEIGHT).sum(), came)
+    return net.filter(pl.col(WEIGHT) > 0).select(n for n in names if n not in (WEIGHT, ROW)).sort(AT, POS)
+
+
+def _open(folder: Path, schema: Schema, length: int) -> DeltaTable:
+    """The table, made if need be, checked to be whole and to have had so many rows."""
+    import deltalake
+
+    _forget_torn(folder, length)
+    if not _versions(folder, ".json"):
+        if length:
+            raise LogError(f"the change log {str(folder)!r} is missing; {_CURE}")
+        deltalake.write_deltalake(folder, pl.DataFrame(schema=schema), configuration=_SETTINGS)
+    table = _load(folder)
+    found = pl.scan_delta(table).collect_schema()
+    if list(found.items()) != list(schema.items()):
+        raise LogError(
+            f"the change log {str(folder)!r} has columns {dict(found)}, the relation has {schema}; "
+            "go back to the earlier definition, or start again without state and outputs"
+        )
+    for name, size in pl.DataFrame(table.get_add_actions()).select("path", "size_bytes").iter_rows():
+        if not (path := folder / name).exists() or path.stat().st_size != size:
+            raise LogError(f"the change log {str(folder)!r} is damaged: its file {name!r} is not whole; {_CURE}")
+    if (there := _length(table)) < length:
+        raise LogError(
+            f"the change log {str(folder)!r} has had {there} rows, but the state has already appended {length}; {_CURE}"
+        )
+    return table
+
+
+def _forget_torn(folder: Path, length: int) -> None:
+    """Remove what a power cut kept from the disk: checkpoints, and last commits, none that `flush` has told of."""
+    versions = whole = _versions(folder, ".json")
+    while whole and not _is_whole(folder, whole[-1]):
+        whole = whole[:-1]
+    if torn := versions[len(whole) :]:
+        if length and (not whole or _length(_load(folder, whole[-1])) < length):
+            raise LogError(f"the change log {str(folder)!r} is damaged in commit {torn[0]}; {_CURE}")
+        for v in reversed(torn):
+            _commit(folder, v).unlink()
+    for path in (folder / LOG).glob("*.checkpoint.parquet"):
+        if path.read_bytes()[-4:] != b"PAR1":
+            path.unlink()
+            (folder / LOG / "_last_checkpoint").unlink(missing_ok=True)
+
+
+def _is_whole(folder: Path, version: int) -> bool:
+    try:
+        return all(p.stat().st_size == size for p, size in _files(folder, version))
+    except (OSError, ValueError):
+        return False
+
+
+def _files(folder: Path, version: int) -> list[tuple[Path, int]]:
+    """The data files that a commit added, with their sizes. Raises `ValueError` when it is torn."""
+    actions = map(json.loads, _commit(folder, version).read_bytes().split(b"\n"))
+    return [(folder / a["add"]["path"], a["add"]["size"]) for a in actions if "add" in a]
+
+
+def _commit(folder: Path, version: int) -> Path:
+    return folder / LOG / f"{version:020}.json"
+
+
+def _versions(folder: Path, suffix: str) -> list[int]:
+    return sorted(int(p.name[:20]) for p in (folder / LOG).glob(f"0*{suffix}"))
+
+
+def _load(folder: Path, version: int | None = None) -> DeltaTable:
+    import deltalake
+
+    try:
+        return deltalake.DeltaTable(folder, version)
+    except Exception as error:
+        why = str(error).partition("\n")[0]
+        raise LogError(f"the change log {str(folder)!r} cannot be read ({why}); {_CURE}") from None
+
+
+def _length(table: DeltaTable) -> int:
+    return table.transaction_version(_APP) or 0
