@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.replay",),
     ("engine.decode", "engine.merge", "engine.view", "engine.hold", "engine.encode", "engine.sink"),
     ("engine.plan", "engine.show", "engine.settings", "engine.metrics"),
-    ("engine.graph",),
+    ("engine.graph", "engine.due"),
     ("engine.policy",),
     ("engine.model", "engine.lines", "engine.batch", "engine.freshness", "engine.large"),
     ("engine.student", "engine.training"),
