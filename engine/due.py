@@ -54,7 +54,7 @@ def loss(kind: Kind, y: Any, prediction: Any) -> float | None:
     off = abs(float(y) - float(prediction))
     if not math.isfinite(off):
         return None
-    return off if kind == "number" else 0.0 - math.log(min(1.0, max(CLIP, 1 - off)))
+    return off if kind == "number" else 0.0 - math.log(max(CLIP, 1 - off))
 
 
 @dataclass(frozen=True)

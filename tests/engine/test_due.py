@@ -101,7 +101,7 @@ def expected(refresh: Deferred, history: Sequence[Event], known: int) -> Reason 
         if refresh.debt.per_second is not None and seconds:
             price = refresh.debt.per_second * seconds[-1]
         total = owed(history)
-        if price is not None and total >= price:
+        if price is not None and total >= price and total > 0:
             return Reason("debt", {"debt": total, "price": price, "gap": gap(history), "answers": answers})
     return None
 
@@ -126,7 +126,9 @@ policies = st.sampled_from(
         deferred(every="30us", rows=5),
     ]
 )
-steps = st.tuples(st.integers(0, 4), events, st.sampled_from([None, 0.5, 1.0]), st.sampled_from([True, True, False]))
+steps = st.tuples(
+    st.integers(0, 4), events, st.sampled_from([None, 0.0, 0.5, 1.0]), st.sampled_from([True, True, False])
+)
 
 
 @settings(deadline=None, derandomize=True)
@@ -270,6 +272,9 @@ def test_drift_of_the_loss_is_watched_from_the_last_refit() -> None:
         meter.answered(known, float(rng.random() < 0.6), None)
         known += 1
     assert str(meter.reason(known)) == f"drift: watched=loss, detector=ADWIN, at={known - 1}"
+    for later in range(known, known + 2000):
+        meter.answered(later, float(rng.random() < (0.1, 0.9)[later // 500 % 2]), None)
+    assert meter.reason(known + 2000) == Reason("drift", {"watched": "loss", "detector": "ADWIN", "at": known - 1})
     meter.refitted(known, None)
     for _ in range(1000):
         meter.answered(known, float(rng.random() < 0.6), None)
