@@ -11,6 +11,9 @@ is the median of the `RECENT` newest blocks of `BLOCK` answers, each answer amon
 version that is replaced sooner leaves its answers to the block of the next. Before the first block is full there is no
 debt.
 
+What it does not see: a version that is bad from the start, as it was fitted on few examples, or on those from before a
+sudden change, has a large gap and hence little debt. Where that can be, declare a cadence as well.
+
 Where an older version never loses less than a newer one, and the reference is the loss of the newest, losses plus
 prices are at most (2 + o/c) times the least possible, plus c, for a price c and debts that exceed it by at most o.
 """
