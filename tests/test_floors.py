@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.student", "engine.training"),
     ("engine.examples",),
     ("engine.scan", "engine.compiled", "engine.spec"),
+    ("engine.guard",),
     ("operators",),
     ("operators.<each>",),
     ("operators.<shared>",),
