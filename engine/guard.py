@@ -43,6 +43,7 @@ PREDICTION = "prediction"
 
 
 ALWAYS = pl.lit(True)
+"""The condition of a guard that has none."""
 
 
 class GuardError(RuntimeError):
@@ -239,7 +240,7 @@ class Guards:
         """
         asked = taken.by < 0
         out = np.where(asked & _is_finite(predictions), predictions, taken.value)
-        age = np.where(asked, ages, 0)
+        age = ages.copy()
         acted = np.full(len(out), None, object)
         for i in self._numbers("refuse", "route"):
             self._act(i, np.flatnonzero(taken.by == i), acted, int(taken.void[:, i].sum()))

@@ -216,7 +216,7 @@ def as_python(values: Array) -> list[Any]:
     return [None if missing else v for v, missing in zip(values.tolist(), is_null(values).tolist(), strict=True)]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_whole_and_cut_equal_the_twin(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))
@@ -291,7 +291,7 @@ def test_the_first_guard_that_takes_a_question_counts() -> None:
 def test_only_questions_that_are_predicted_are_counted() -> None:
     made = [guard.refuse("none", pl.col("n").is_null()), guard.route("x", pl.col("n") == 1, pl.col("x"))]
     guards = Guards(made, QUESTIONS, FLOAT, False, WHAT)
-    questions = asked(n=[None, 1, 1, None, 3], x=[0.0, None, 2.0, None, None])
+    questions = asked(n=[None, 1, 1, None, 3, 1], x=[0.0, None, 2.0, None, None, None])
     taken = guards.before(questions)
     assert set(guards.counts.values()) == {0}
     kept = np.array([4, 1, 2])
@@ -379,6 +379,12 @@ def test_a_guard_looks_only_at_the_rows_that_reach_it() -> None:
     text = str(error.value)
     assert text.startswith("model 'delay': route 'high' failed: conversion from `str` to `i64` failed")
     assert text.endswith("write it so that it takes every value, such as .cast(..., strict=False)")
+
+
+def test_a_value_that_does_not_fit_is_void() -> None:
+    beyond = pl.col("n").cast(pl.UInt64, strict=False) + pl.lit(2**63, pl.UInt64)
+    out, acted, counts = served([guard.override("far", pl.col("yes"), beyond)], [7], dtype=INT, n=[1], yes=[True])
+    assert (out, acted, counts) == ([7], [None], {("far", "void"): 1})
 
 
 def test_a_row_alone_divides_as_among_others() -> None:
