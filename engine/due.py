@@ -67,12 +67,13 @@ class Reason:
     """Why a model is due: the condition that holds, and the numbers that say so.
 
     - every: `every` (microseconds) and `at`, the multiple of it that the clock has passed.
+    - target_lag: `target_lag` (microseconds) and `oldest`, when the oldest answer that was not learnt became known.
     - rows, first: `answers` since the last refit, and how many were `expected`.
     - drift: `watched` ("loss" or a feature), the `detector`, and `at`, when it detected.
     - debt: `debt`, `price` and `gap`, and the `answers` since the last refit.
     """
 
-    kind: Literal["every", "rows", "first", "drift", "debt"]
+    kind: Literal["every", "rows", "target_lag", "first", "drift", "debt"]
     numbers: Mapping[str, Any]
 
     def __str__(self) -> str:
@@ -88,6 +89,7 @@ class Due:
 
     def __init__(self, refresh: Deferred) -> None:
         self._every, self._rows, self._owing = refresh.every, refresh.rows, refresh.debt is not None
+        self._lag = refresh.target_lag if refresh.target_lag != "downstream" else None
         self._price = refresh.debt.price if refresh.debt else None
         self._per_second = refresh.debt.per_second if refresh.debt else None
         self._pristine = dict(refresh.drift)
@@ -101,6 +103,7 @@ class Due:
 
     def _begin(self) -> None:
         self._answers = self._scored = 0
+        self._oldest: int | None = None
         self._debt = 0.0
         self._detectors = {name: detector.clone() for name, detector in self._pristine.items()}
         self._drifted: dict[str, int] = {}
@@ -119,6 +122,7 @@ class Due:
         is paid off is owed again.
         """
         self._answers += 1
+        self._oldest = known if self._oldest is None else self._oldest
         if not current:
             return
         if LOSS in self._detectors:
@@ -140,9 +144,9 @@ class Due:
     def reason(self, known: int) -> Reason | None:
         """Why the model is due now, or None. To be asked before each row is processed and after each answer.
 
-        Of several conditions the first of every, rows, first, drift (in the order declared), debt. The model is due
-        until it is refitted, and never before there is an answer to learn from. `every`: the clock has passed a
-        multiple of it since the last refit, or since this was first asked.
+        Of several conditions the first of every, rows, target_lag, first, drift (in the order declared), debt. The
+        model is due until it is refitted, and never before there is an answer to learn from. `every`: the clock has
+        passed a multiple of it since the last refit, or since this was first asked.
         """
         if self._every is not None and self._turn is None:
             self._turn = known // self._every
@@ -152,6 +156,8 @@ class Due:
             return Reason("every", {"every": self._every, "at": known // self._every * self._every})
         if self._rows is not None and self._answers >= self._rows:
             return Reason("rows", {"answers": self._answers, "expected": self._rows})
+        if self._lag is not None and self._oldest is not None and known >= self._oldest + self._lag:
+            return Reason("target_lag", {"target_lag": self._lag, "oldest": self._oldest})
         if not self._fitted and self._answers >= FIRST and (self._owing or self._pristine):
             return Reason("first", {"answers": self._answers, "expected": FIRST})
         for name, detector in self._detectors.items():
@@ -167,11 +173,18 @@ class Due:
         """A refit was started on what is known now: all conditions begin anew.
 
         seconds: what a fit takes, as last measured, by which a price per second becomes a price; None: not measured
-        yet, and the price stays what it is. Not called when the fit fails: the model is then still due.
+        yet, and the price stays what it is. A fit that `failed` leaves the model without a version, if it had none.
         """
         self._fitted = True
         if self._per_second is not None and seconds is not None:
             self._price = self._per_second * seconds
+        self._anew(known)
+
+    def failed(self) -> None:
+        """The first fit failed: there is still no version."""
+        self._fitted = False
+
+    def _anew(self, known: int) -> None:
         if self._every is not None:
             self._turn = known // self._every
         self._begin()

@@ -66,6 +66,7 @@ class Question:
     shade: Any = None
     state: int = OPEN
     first: bool = True
+    first_label: Any = None
     label: Any = None
     told: tuple[int, int] = (0, 0)
 
@@ -209,7 +210,9 @@ class Examples:
 
     def _settle(self, question: Question, label: Any, at: int, pos: int) -> None:
         question.state, question.label, question.told = ANSWERED, label, (at, pos)
-        self.count["learned"] += question.first
+        if question.first:
+            question.first_label = label
+            self.count["learned"] += 1
         self._learn(question)
         question.first = False
 

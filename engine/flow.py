@@ -33,7 +33,7 @@ from engine.graph import Graph, Hold, Model
 from engine.hold import Holding
 from engine.large import Large
 from engine.merge import Merge
-from engine.model import KeptModel
+from engine.model import KeptModel, kept
 from engine.plan import Stage, due, rank, steps, watermark
 from engine.publish import Publish
 from engine.settings import Settings
@@ -100,6 +100,8 @@ class Run:
         finally:
             if self.publish is not None:
                 self.publish.files.close()
+            for model in self.models.values():
+                model.close()
 
 
 class _Reader(StatefulSourcePartition[Batch, Any]):
@@ -129,6 +131,7 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             if self._run.follow:
                 return []
             raise StopIteration
+        batch.live = self._run.follow and all(f.partition.ended for f in self._merge.feeds)
         return [batch]
 
     def snapshot(self) -> Any:
@@ -247,9 +250,9 @@ def _named(stage: Stage) -> str:
 def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
 
     def build_one(state: Any) -> _Keep:
-        mine, large = KeptModel(model.spec), Large(run.large, f"model-{model.name}")
-        if state is not None:
-            mine.restore(large.load(state))
+        large = Large(run.large, f"model-{model.name}")
+        saved = None if state is None else large.load(state)
+        mine = kept(model.spec, model.refresh, run.recovery.parent, saved)
         run.models[model.name] = mine
 
         def work(batch: Batch) -> list[Batch]:
@@ -259,6 +262,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
                 watermark(run.graph, model, batch.watermark),
                 batch.known,
                 batch.first,
+                batch.live,
             )
             batch.deltas[model.predictions.name], batch.deltas[model.training.name] = made
             return [batch]

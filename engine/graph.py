@@ -148,7 +148,7 @@ class Graph:
         for h in self.holds.values():
             parts[f"refresh of view {h.view}"] = [h.refresh.definition, h.inputs]
         for m in self.models.values():
-            parts[f"model {m.name}"] = [model_definition(m.spec), m.questions, m.answers]
+            parts[f"model {m.name}"] = [model_definition(m.spec), m.questions, m.answers, m.refresh.definition]
         for s in self.sinks.values():
             parts[f"sink {s.name}"] = s.relations
         return {k: hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()[:16] for k, v in parts.items()}

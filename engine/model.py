@@ -29,24 +29,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from river import base
 
-from engine.examples import ANSWERED, OPEN, Answer, Examples, Question
-from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint, prediction_schema
+from engine.examples import OPEN, Answer, Examples, Question
+from engine.fit import Beside, Here
+from engine.log import ChangeLog
+from engine.policy import LOSS, Deferred, Immediate, Policy
+from engine.refit import Fits, Log, Refitted
+from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint, prediction_schema, training_schema
 from engine.student import Judge, ModelError, Online, Reading, guesser, values
-from engine.training import Training, column
-from operators.delta import FLOAT, STRING, Columns, Delta, Ints, Schema, concat, empty, is_null
+from engine.training import MemoryLog, Training, column
+from engine.versions import Versions
+from operators.delta import BOOL, FLOAT, INT, STRING, Columns, Delta, Ints, Schema, concat, empty, is_null
+from operators.operator import DefinitionError, known
 
-__all__ = ["KeptModel", "ModelError"]
-
-
-class Log(Protocol):
-    """Where the changes of a training set are kept."""
-
-    def append(self, delta: Delta, known: Ints) -> None:
-        """Keep changes, in order, and when each became known."""
+__all__ = ["KeptModel", "ModelError", "check", "kept"]
 
 
 class Keeper(Protocol):
@@ -76,11 +77,17 @@ class Keeper(Protocol):
     def unlearn(self, question: Question, clock: int) -> None:
         """Take back an example."""
 
-    def due(self, clock: int) -> bool:
-        """Whether it is to be refreshed now, with what is known."""
+    def begin(self, seq: int, clock: int, live: bool) -> None:
+        """Before the changes from `seq` on. live: whether the present is being followed."""
+
+    def due(self, seq: int, clock: int) -> bool:
+        """Whether it is to be refreshed, now that the changes up to `seq` are known."""
 
     def refresh(self, seq: int, clock: int, examples: Examples) -> None:
-        """Refresh it with the examples known before the change `seq`, or including it."""
+        """Refresh it with the changes up to `seq`, which the training set holds, and no others."""
+
+    def close(self) -> None:
+        """Leave nothing running."""
 
     def figures(self) -> dict[str, Any]: ...
 
@@ -110,7 +117,10 @@ class AtOnce:
         """The learner as it is now. To be looked at: what trains or predicts with it changes what is served."""
         return self.student.model
 
-    def due(self, clock: int) -> bool:
+    def begin(self, seq: int, clock: int, live: bool) -> None:
+        return None
+
+    def due(self, seq: int, clock: int) -> bool:
         return False
 
     def asked(self, question: Question, clock: int) -> None:
@@ -132,6 +142,9 @@ class AtOnce:
         return None
 
     def refresh(self, seq: int, clock: int, examples: Examples) -> None:
+        return None
+
+    def close(self) -> None:
         return None
 
     def figures(self) -> dict[str, Any]:
@@ -164,7 +177,7 @@ class Naive:
         queue = self._queue
         while queue and not (queue[0].state == OPEN and queue[0].first):
             head = queue.popleft()
-            if head.state == ANSWERED:
+            if not head.first:
                 try:
                     said = self.student.predict(head.x.copy())
                     value = reading(said)
@@ -172,8 +185,11 @@ class Naive:
                         said = None
                 except Exception as e:
                     raise ModelError.of(self.judge.name, head.key, "predict", e) from e
-                self.judge(head.key, head.label, said)
-                _learn(self.student, self.judge.name, head)
+                self.judge(head.key, head.first_label, said)
+                try:
+                    self.student.learn(head.x, head.first_label)
+                except Exception as e:
+                    raise ModelError.of(self.judge.name, head.key, "learn", e) from e
 
     def snapshot(self) -> Any:
         return self.student.model, self.judge.metric, self.judge.scored, self._queue
@@ -181,13 +197,6 @@ class Naive:
     def restore(self, state: Any) -> None:
         model, metric, scored, self._queue = state
         self.student, self.judge = Online(self.spec, model), Judge(self.judge.name, metric, scored)
-
-
-def _learn(student: Online, name: str, question: Question) -> None:
-    try:
-        student.learn(question.x, question.label)
-    except Exception as e:
-        raise ModelError.of(name, question.key, "learn", e) from e
 
 
 class KeptModel:
@@ -212,21 +221,29 @@ class KeptModel:
         self._unsaid: list[Question] = []
         self._forgotten: list[int] = []
         self._count = {"predictions": 0, "refused": 0}
-        self._seq = self._clock = self._first = 0
+        self._seq, self._clock, self._first = -1, 0, 0
         self._known: list[int] = []
         self._told: list[Delta] = []
 
     def apply(
-        self, questions: Delta, answers: Delta, watermark: int, known: Ints | None = None, first: int = 0
+        self,
+        questions: Delta,
+        answers: Delta,
+        watermark: int,
+        clocks: Ints | None = None,
+        first: int = 0,
+        live: bool = False,
     ) -> tuple[Delta, Delta]:
         """The predictions, and the changes of the training set, that follow from new questions and answers.
 
         Both deltas are in the order of `seq`, and all rows of one `seq` are in one call. No question with `at` below
-        `watermark` comes later or is taken back, and no answer comes. known: when each `seq` from `first` on became
-        known (by default all at 0). Predictions are only ever inserted, with the `seq` of their question. Raises
-        `ModelError` when the learner fails; the state is then of no use: go back to a snapshot.
+        `watermark` comes later or is taken back, and no answer comes. clocks: when each `seq` from `first` on became
+        known (by default all at 0). live: whether the present is being followed. Predictions are only ever inserted,
+        with the `seq` of their question. Raises `ModelError` when the learner fails; the state is then of no use: go
+        back to a snapshot.
         """
-        self._first, self._known = first, [] if known is None else known.tolist()
+        self._first, self._known = first, [] if clocks is None else clocks.tolist()
+        self.keeper.begin(first, self._known[0] if self._known else self._clock, live)
         asked: list[Question] = []
         numbers: list[int] = []
         events, seqs, turn = self._events(answers), answers.seq.tolist(), 0
@@ -255,6 +272,7 @@ class KeptModel:
         while turn < len(events):
             self._tell(events[turn], seqs[turn])
             turn += 1
+        self._refresh(self._seq)
         self._say()
         self._record()
         self.examples.forget(watermark - self.spec.wait)
@@ -290,11 +308,11 @@ class KeptModel:
         judges = [(j.metric, j.scored) for j in (self._judge, self._baseline)]
         naive = self._naive and self._naive.snapshot()
         parts = self.examples.snapshot(), self.training.snapshot(), self.keeper.snapshot()
-        return parts, judges, self._guesser, naive, self._count
+        return (parts, judges, self._guesser, naive, self._count, self._seq), self.log.flush() if self.log else 0
 
     def restore(self, state: Any) -> None:
         """Take over the state that `snapshot` gave. Called at most once, before the first `apply`."""
-        (examples, training, keeper), judges, self._guesser, naive, self._count = state
+        ((examples, training, keeper), judges, self._guesser, naive, self._count, self._seq), _ = state
         self.examples.restore(examples)
         self.training.restore(training)
         self.keeper.restore(keeper)
@@ -304,20 +322,24 @@ class KeptModel:
         if self._naive is not None:
             self._naive.restore(naive)
 
+    def close(self) -> None:
+        """Leave nothing running."""
+        self.keeper.close()
+
     def _reach(self, seq: int) -> None:
-        """Go on to the changes of this `seq`."""
+        """Go on to the changes of this `seq`: all of the one before have been taken in."""
+        if seq == self._seq:
+            return
+        self._refresh(self._seq)
         self._seq = seq
         if self._known:
             self._clock = self._known[seq - self._first]
-        if self.keeper.due(self._clock):
-            self._refresh()
+        self._refresh(seq - 1)
 
     def _tell(self, answer: Answer, seq: int) -> None:
         self._reach(seq)
         self.examples.answer(answer)
         self._settle()
-        if self.keeper.due(self._clock):
-            self._refresh()
 
     def _ask(self, question: Question) -> None:
         if not self._guessed:
@@ -336,8 +358,6 @@ class KeptModel:
             raise ModelError.of(self.spec.name, question.key, "predict", e) from e
         self.examples.told_before(question)
         self._settle()
-        if self.keeper.due(self._clock):
-            self._refresh()
 
     def _say(self) -> None:
         """Let all questions that were asked have their predictions."""
@@ -376,11 +396,12 @@ class KeptModel:
     def _gone(self, question: Question) -> None:
         self._forgotten.append(question.row)
 
-    def _refresh(self) -> None:
-        """The model is due: all that is known now, and nothing else, is in its training set."""
-        self._say()
-        self._record()
-        self.keeper.refresh(self._seq, self._clock, self.examples)
+    def _refresh(self, seq: int) -> None:
+        """Refresh the model if it is due, with the changes up to `seq`."""
+        if self.keeper.due(seq, self._clock):
+            self._say()
+            self._record()
+            self.keeper.refresh(seq, self._clock, self.examples)
 
     def _record(self) -> None:
         """Give out and keep what changed in the training set."""
@@ -412,7 +433,7 @@ class KeptModel:
         names[:] = self.spec.name
         columns = {k: questions.columns[k][rows] for k in self.spec.key}
         columns |= {"model": names, "prediction": column(given, self.schema["prediction"]), "at": at}
-        columns["model_version"] = column([q.version for q in asked], STRING)
+        columns["model_version"] = column([q.version or None for q in asked], STRING)
         return Delta(columns, np.ones(n, np.int64), at, questions.pos[rows], questions.seq[rows])
 
 
@@ -437,3 +458,68 @@ def _moved(delta: Delta, keys: list[Any]) -> list[bool]:
     signs = [w > 0 for w in delta.weight.tolist()]
     there = set(zip(delta.seq.tolist(), keys, signs, strict=True))
     return [(s, k, not w) in there for s, k, w in zip(delta.seq.tolist(), keys, signs, strict=True)]
+
+
+def check(spec: ModelSpec, refresh: Policy) -> None:
+    """Raises `DefinitionError` when a policy cannot keep a model."""
+    what = f"model {spec.name!r}"
+    if isinstance(refresh, Immediate):
+        if not spec.river:
+            raise DefinitionError(
+                f"{what}: {type(spec.learner).__name__} is fitted as a whole, so it cannot learn each answer as it "
+                "comes: declare refresh=deferred(every='1d'), or take a learner of river"
+            )
+    elif isinstance(refresh, Deferred):
+        _check_deferred(spec, refresh, what)
+
+
+def _check_deferred(spec: ModelSpec, refresh: Deferred, what: str) -> None:
+    what = f"{what}: refresh {refresh}"
+    if refresh.target_lag == "downstream":
+        raise DefinitionError(f"{what}: nothing stands on a model; give its target_lag a duration such as '1h'")
+    for name, _ in refresh.drift:
+        if name != LOSS:
+            known([name], {f: spec.questions[f] for f in spec.features}, f"{what}: drift")
+            if spec.questions[name] not in (INT, FLOAT, BOOL):
+                raise DefinitionError(f"{what}: drift of {name!r}, a {spec.questions[name]}: expected numbers")
+    if refresh.mode in ("incremental", "auto"):
+        if not spec.river:
+            raise DefinitionError(
+                f"{what}: {type(spec.learner).__name__} is fitted as a whole: leave the mode out, or say mode='full'"
+            )
+        if refresh.window is not None:
+            raise DefinitionError(
+                f"{what}: a learner that goes on learning does not forget what leaves the window: "
+                "leave the window out, or say mode='full'"
+            )
+    judge = refresh.debt.shadow if refresh.debt else None
+    if judge is not None and not issubclass(type(judge), base.Estimator):
+        raise DefinitionError(f"{what}: the shadow is {judge!r}: expected a learner of river")
+
+
+def kept(spec: ModelSpec, refresh: Policy, folder: Path | None = None, state: Any = None) -> KeptModel:
+    """A model under a policy.
+
+    folder: the state of the pipeline, where its training set and versions are kept; None: in memory, for a replay.
+    state: what `snapshot` gave. Raises `LogError` or `VersionError` when what is kept there cannot be used.
+    """
+    schema = training_schema(spec)
+    fits: Fits | None = None
+    log: Log | None = None
+    versions = Versions(folder and folder / "models" / spec.name) if isinstance(refresh, Deferred) else None
+    if folder is not None:
+        where = folder / "log" / f"{spec.name}.training"
+        log = ChangeLog(where, schema, 0 if state is None else state[1])
+        fits = Beside(where, folder / "models" / spec.name / "progress")
+    elif versions is not None:
+        log = memory = MemoryLog()
+        fits = Here(lambda: memory.changes(schema))
+    keeper: Keeper
+    if isinstance(refresh, Deferred) and versions is not None and fits is not None and log is not None:
+        keeper = Refitted(spec, refresh, versions, fits, log)
+    else:
+        keeper = AtOnce(spec)
+    model = KeptModel(spec, keeper, log)
+    if state is not None:
+        model.restore(state)
+    return model

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import polars as pl
 
 from engine.graph import DELETED, Graph, Hold, Model, Node, Sink, Source, View
-from engine.policy import Deferred, Immediate, Policy, immediate
+from engine.model import check
+from engine.policy import Deferred, Immediate, OnQuery, Policy, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
@@ -270,7 +271,7 @@ class Pipeline(Graph):
         learner: Any,
         key: str | Sequence[str] | None = None,
         features: Sequence[str] | None = None,
-        refresh: Immediate | None = None,
+        refresh: Policy | None = None,
         advance: Literal["answers", "questions"] = "answers",
         wait: str | timedelta = "7d",
         metric: Any = None,
@@ -278,10 +279,11 @@ class Pipeline(Graph):
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
-        label: the column of `answers` to predict. learner: a river classifier or regressor. key: the columns by which
-        an answer finds its question (default: the key of `questions`). features: the columns that the learner sees
-        (default: all but the key). advance: when unsupervised parts of a river pipeline learn: on answers (river's own
-        order) or on questions. wait: how long after its `at` a question still waits for its answer. metric: a river
+        label: the column of `answers` to predict. learner: a river classifier or regressor, or for a deferred model
+        anything with fit and predict in the manner of scikit-learn. refresh: when and how it learns. key: the columns
+        by which an answer finds its question (default: the key of `questions`). features: the columns that the learner
+        sees (default: all but the key). advance: when unsupervised parts of a river pipeline learn: on answers (river's
+        own order) or on questions. wait: how long after its `at` a question still waits for its answer. metric: a river
         metric or a list of them. naive: also report what learning each label at once, before it was known, would have
         claimed.
         """
@@ -298,8 +300,10 @@ class Pipeline(Graph):
         known([label], reply_schema, f"{what}: the label in answers {replies.name!r}")
         chosen = tuple(features) if features is not None else tuple(c for c in questions.schema if c not in keys)
         known(chosen, questions.schema, f"{what}: features")
-        if refresh is not None and not isinstance(refresh, Immediate):
-            raise DefinitionError(f"{what}: refresh is {refresh!r}; expected immediate()")
+        if refresh is not None and not isinstance(refresh, (Immediate, Deferred, OnQuery)):
+            raise DefinitionError(
+                f"{what}: refresh is {refresh!r}; expected immediate(), deferred(...) or on_query(...)"
+            )
         spec = ModelSpec(
             name=name,
             key=keys,
@@ -315,6 +319,7 @@ class Pipeline(Graph):
             naive=naive,
         )
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys)
+        check(spec, refresh or immediate())
         training = View(f"{name}.training", training_schema(spec), keys)
         made = Model(name, spec, questions.name, reply_name, refresh or immediate(), predictions, training)
         self.models[name] = made

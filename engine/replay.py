@@ -11,7 +11,7 @@ import polars as pl
 from engine.graph import DELETED, Graph, Hold, Source
 from engine.hold import Holding
 from engine.merge import Chunk, Merge, Partition
-from engine.model import KeptModel
+from engine.model import kept as kept_model
 from engine.plan import due, rank, steps, watermark
 from engine.scan import Records
 from engine.view import Shard
@@ -61,7 +61,7 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
     ]
     merge = Merge(parts, rank(graph), batch_rows, holds=due(graph))
     kept_steps = [Holding(graph, s) if isinstance(s, Hold) else Shard(graph, s) for s in steps(graph)]
-    models = {name: KeptModel(m.spec) for name, m in graph.models.items()}
+    models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
     while (batch := merge.next()) is not None:
         for step in kept_steps:

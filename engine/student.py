@@ -65,24 +65,19 @@ class Online:
 class Fixed:
     """A fitted learner that does not change any more, asked for many rows at once.
 
-    The rows asked together must not show: a learner whose numbers depend on them is asked row by row.
+    alone: ask an estimator row by row, because its numbers depend on the rows that are asked together.
     """
 
-    def __init__(self, spec: ModelSpec, model: Any) -> None:
-        self.spec, self.model = spec, model
-        self.schema = {f: spec.questions[f] for f in spec.features}
+    def __init__(self, spec: ModelSpec, model: Any, alone: bool = False) -> None:
+        self.spec, self.model, self._alone = spec, model, alone
+        self._schema = {f: spec.questions[f] for f in spec.features}
         self._online = Online(spec, model, ahead=False) if spec.river else None
-        self._alone: bool | None = None if self._online is None else False
 
     def __call__(self, columns: Columns) -> list[Any]:
         """For each row what the learner says of it. Raises whatever it raises."""
         if self._online is not None:
-            return [self._online.predict(x) for x in self._online.rows(columns, self.schema)]
-        frame = table(columns, self.schema)
-        if self._alone is None and len(frame) > 1:
-            whole, single = self._ask(frame), [v for row in frame.iter_slices(1) for v in self._ask(row)]
-            self._alone = whole != single
-            return single
+            return [self._online.predict(x) for x in self._online.rows(columns, self._schema)]
+        frame = table(columns, self._schema)
         if self._alone:
             return [v for row in frame.iter_slices(1) for v in self._ask(row)]
         return self._ask(frame) if len(frame) else []
@@ -217,18 +212,3 @@ def table(columns: Columns, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
 def labels(column: Array, dtype: pl.DataType) -> Array:
     """The labels as an estimator takes them."""
     return column == 1 if dtype == BOOL else np.array(column.tolist()) if dtype == STRING else column
-
-
-def loss(spec: ModelSpec) -> Callable[[Any, Any], float | None]:
-    """How far a prediction, as the learner said it, was from the label: see `losses`."""
-
-    def of(y: Any, said: Any) -> float | None:
-        if said is None or said == {}:
-            return None
-        if not spec.classifies:
-            return abs(float(y) - float(said))
-        if isinstance(said, dict):
-            return -float(np.log(min(max(said.get(y, 0.0), 1e-6), 1 - 1e-6)))
-        return float(y != said)
-
-    return of

@@ -30,6 +30,9 @@ class MemoryLog:
         self._deltas.append(delta)
         self._known.append(known)
 
+    def flush(self) -> int:
+        return 0
+
     def changes(self, schema: Schema) -> tuple[Delta, Ints]:
         """All changes, in order."""
         if not self._deltas:
@@ -61,7 +64,7 @@ class Training:
     def enter(self, question: Question, seq: int, weight: int = 1) -> None:
         """A question is an example from now on; with weight -1 it is none any more."""
         q = question
-        self._changes.append((q.row, weight, seq, q.label, q.value, q.version, *q.told))
+        self._changes.append((q.row, weight, seq, q.label, q.value, q.version or None, *q.told))
 
     def forget(self, rows: list[int]) -> None:
         """Rows of questions that nobody will ask for any more."""

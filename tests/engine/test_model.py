@@ -455,7 +455,7 @@ def test_several_key_columns_and_other_names_in_the_answers() -> None:
 def test_a_trained_learner_is_not_used_as_trained_nor_changed() -> None:
     mine = Echo()
     mine.learn_one({"a": 0.0}, 99.0)
-    out = KeptModel(spec(learner=mine)).apply(asked((1, 1, "p", 1.0, 1)), told((2, 1, "p", 5.0, 1)), 0)
+    out = go(KeptModel(spec(learner=mine)), asked((1, 1, "p", 1.0, 1)), told((2, 1, "p", 5.0, 1)), 0)
     assert served(out) == [("p", 0.0)]
     assert mine.learnt == [({"a": 0.0}, 99.0)]
 

@@ -1,0 +1,192 @@
+"""The versions of a deferred model: what each was fitted on and why, what it was worth, and which one serves.
+
+<folder>/<version>/about.json, model.pkl      one folder a version, whole or not there
+<folder>/served.jsonl                         when which version began to serve: written before it does
+<folder>/wanted                               the version that a user asks for (`freshet rollback`)
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from engine.large import make_durable
+
+
+class VersionError(RuntimeError):
+    """A version that is not there or damaged; the text names it and the cure."""
+
+
+class Version(msgspec.Struct, kw_only=True):
+    """What is known of a version. Times are microseconds UTC.
+
+    definition: fingerprint of the model. parent: the version that served when it was fitted. reason, numbers: why it
+    was due. mode: how it was fitted, `told`: why so. seq: it saw the changes of the training set up to this one;
+    known: when that became known; checksum: of these changes. examples: how many it knows, asked from `first` to
+    `last`, fitted: on how many of them it was fitted now; newest: when the newest of them became known. verdict: what
+    became of it, `why`: and why. checks: what it was judged by. seconds: what the fit took. alone: whether it must be
+    asked row by row.
+    """
+
+    name: str
+    model: str
+    definition: str
+    parent: str | None
+    reason: str
+    numbers: dict[str, Any]
+    mode: Literal["full", "incremental"]
+    told: str
+    seq: int
+    known: int
+    checksum: int
+    examples: int = 0
+    fitted: int = 0
+    first: int | None = None
+    last: int | None = None
+    newest: int | None = None
+    verdict: Literal["published", "refused", "failed"] = "published"
+    why: str = ""
+    checks: dict[str, Any] = {}
+    seconds: float = 0.0
+    alone: bool = False
+
+
+class Served(msgspec.Struct):
+    """A version began to serve. live: at a moment that the present decided, which a run that goes back must keep to."""
+
+    version: str
+    seq: int
+    known: int
+    live: bool
+    why: str
+
+
+class Versions:
+    """The versions of one model, in a folder or, for a replay, in memory."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._models: dict[str, tuple[Version, Any]] = {}
+        self._served: list[Served] = []
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left in folder.glob("*.new"):
+                shutil.rmtree(left)
+            log = folder / "served.jsonl"
+            if log.exists():
+                lines = log.read_bytes().split(b"\n")
+                self._served = [msgspec.json.decode(line, type=Served) for line in lines[:-1]]
+                if lines[-1]:  # a torn line: what it told of did not happen
+                    os.truncate(log, log.stat().st_size - len(lines[-1]))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._models or (self.folder is not None and (self.folder / name / "about.json").exists())
+
+    def about(self, name: str) -> Version:
+        """What is known of a version. Raises `VersionError`."""
+        return self._load(name)[0] if self.folder is None else self._about(name)
+
+    def model(self, name: str) -> Any:
+        """The fitted learner of a version. Raises `VersionError`."""
+        return self._load(name)[1]
+
+    def all(self) -> list[Version]:
+        """All versions, in the order in which they were fitted."""
+        if self.folder is None:
+            return sorted((v for v, _ in self._models.values()), key=lambda v: v.seq)
+        return sorted((self._about(p.parent.name) for p in self.folder.glob("*/about.json")), key=lambda v: v.seq)
+
+    def save(self, version: Version, model: Any) -> None:
+        """Keep a version. model: the learner, or in a folder its pickle; None when there is none."""
+        if self.folder is None:
+            self._models[version.name] = version, model
+            return
+        there = self.folder / version.name
+        draft = self.folder / f"{version.name}.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(mode=0o700)
+        for name, data in (("about.json", msgspec.json.encode(version)), ("model.pkl", model or b"")):
+            (draft / name).write_bytes(data)
+            make_durable(draft / name)
+        shutil.rmtree(there, ignore_errors=True)
+        draft.rename(there)
+        make_durable(self.folder)
+        self._models.pop(version.name, None)
+
+    @property
+    def served(self) -> list[Served]:
+        """When which version began to serve, in the order in which it was decided."""
+        return list(self._served)
+
+    def ahead(self, seq: int) -> list[Served]:
+        """What the present decided at or after this change: a run that has gone back comes there again."""
+        return [s for s in self._served if s.live and s.seq >= seq]
+
+    def serve(self, served: Served) -> None:
+        """A version is about to serve."""
+        if served in self._served:
+            return
+        self._served.append(served)
+        if self.folder is not None:
+            log = self.folder / "served.jsonl"
+            with log.open("ab") as file:
+                file.write(msgspec.json.encode(served) + b"\n")
+            make_durable(log)
+
+    def wanted(self) -> str | None:
+        """The version that a user asks for, if any."""
+        try:
+            return (self.folder / "wanted").read_text().strip() if self.folder is not None else None
+        except FileNotFoundError:
+            return None
+
+    def want(self, name: str) -> None:
+        """Ask for a version: the run that keeps the model takes it up with its next batch. Raises `VersionError`."""
+        if self.folder is None or name not in self or self._about(name).verdict != "published":
+            known = ", ".join(v.name for v in self.all() if v.verdict == "published") or "none"
+            raise VersionError(f"there is no published version {name!r}; there are: {known}")
+        draft = self.folder / "wanted.draft"
+        draft.write_text(name)
+        draft.rename(self.folder / "wanted")
+
+    def took(self) -> None:
+        """The version that a user asked for serves."""
+        if self.folder is not None:
+            (self.folder / "wanted").unlink(missing_ok=True)
+
+    def _about(self, name: str) -> Version:
+        assert self.folder is not None
+        try:
+            return msgspec.json.decode((self.folder / name / "about.json").read_bytes(), type=Version)
+        except (OSError, msgspec.DecodeError) as error:
+            raise VersionError(
+                f"the version {str(self.folder / name)!r} cannot be read ({error}); restore it from a backup, "
+                "or go back to another with freshet rollback"
+            ) from None
+
+    def _load(self, name: str) -> tuple[Version, Any]:
+        if name not in self._models:
+            if self.folder is None:
+                raise VersionError(f"there is no version {name!r}")
+            about = self._about(name)
+            try:
+                self._models[name] = about, pickle.loads((self.folder / name / "model.pkl").read_bytes())
+            except Exception as error:  # a pickle raises whatever it likes
+                raise VersionError(
+                    f"the model {str(self.folder / name / 'model.pkl')!r} cannot be loaded "
+                    f"({type(error).__name__}: {error}); restore it from a backup, or roll back to another version"
+                ) from None
+            for old in list(self._models)[:-3]:
+                del self._models[old]
+        return self._models[name]
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same figures, as JSON can hold them."""
+    return {n: v if isinstance(v, (bool, int, float, str)) or v is None else str(v) for n, v in values.items()}
