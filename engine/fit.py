@@ -132,7 +132,7 @@ def _fitted(job: Job, version: Version, changes: Delta, known: Ints, tell: Calla
         else:
             start, rows, when = deepcopy(job.parent), new, known[np.searchsorted(changes.seq, new.seq)]
     version.fitted = total = len(rows)
-    held, before = _split(job, rows, when, known[changes.seq <= job.since])
+    held, before = _split(job, version, rows, when, known[changes.seq <= job.since])
     pupil = _Pupil(spec, start)
     if len(held):
         early = rows.take(before)
@@ -152,23 +152,25 @@ def _fitted(job: Job, version: Version, changes: Delta, known: Ints, tell: Calla
     return pupil.fixed().model
 
 
-def _split(job: Job, rows: Delta, when: Ints, seen: Ints) -> tuple[Delta, Any]:
+def _split(job: Job, version: Version, rows: Delta, when: Ints, seen: Ints) -> tuple[Delta, Any]:
     """The examples held out, and which of the rows the candidate may see.
 
     The first held out is asked after all that the parent has seen became known: the parent is to have no advantage.
     """
     everything = np.ones(len(rows), np.bool_)
     nothing = rows.take(slice(0))
-    if job.version.parent is None:
+    if version.parent is None:
         return nothing, everything
     after = int(seen.max()) if len(seen) else np.iinfo(np.int64).min
     old = np.flatnonzero((rows.at < job.matured) & (rows.at > after) & (rows.weight > 0))
-    newest = old[np.argsort(rows.at[old], kind="stable")][-min(HELD_OUT, len(rows) // SHARE) :]
+    newest = old[np.argsort(rows.at[old], kind="stable")][-min(HELD_OUT, version.examples // SHARE) :]
     if len(newest) < LEAST:
         return nothing, everything
     before = when <= int(rows.at[newest[0]])
     before[newest] = False
-    return (rows.take(newest), before) if before.sum() >= LEAST else (nothing, everything)
+    if not before.any() and version.mode == "full":
+        return nothing, everything
+    return rows.take(newest), before
 
 
 def _compared(spec: ModelSpec, candidate: Fixed, held: Delta) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ import polars as pl
 import pytest
 from river import drift, linear_model, preprocessing
 from sklearn.compose import make_column_transformer
-from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.tree import DecisionTreeRegressor
 
 import operators as op
-from engine import DefinitionError, Pipeline, deferred, immediate
+from engine import DefinitionError, Pipeline, debt, deferred, immediate
 from engine.model import KeptModel, kept
 from engine.spec import ModelSpec, fingerprint
+from engine.versions import VersionError, Versions
 from operators.delta import BOOL, FLOAT, STRING, Delta, to_column
 
 HOUR = 3_600_000_000
@@ -270,3 +272,169 @@ def test_what_is_held_out_was_asked_after_all_that_the_candidate_saw() -> None:
     feed(m, late)
     feed(m, told(300, late))
     assert seen == [(100, 99.0), (100, 99.0), (200, 299.0)], "no answer of the second block was known when it was asked"
+
+
+def tail(version: str | None) -> str | None:
+    """The number of a version: the last change that it saw."""
+    return version and version.split(".")[1]
+
+
+class Slow(Ridge):
+    """A learner whose fit ends when a file is there."""
+
+    def __init__(self, until: str = "", alpha: float = 1.0) -> None:
+        self.until = until
+        super().__init__(alpha=alpha)
+
+    def fit(self, x: Any, y: Any) -> Any:
+        import os
+        import time
+
+        while self.until and not os.path.exists(self.until):
+            time.sleep(0.01)
+        if y[-1] == 666:
+            os._exit(9)
+        return super().fit(x.select("a"), y)
+
+    def predict(self, x: Any) -> Any:
+        return super().predict(x.select("a"))
+
+
+def saved(m: KeptModel) -> Any:
+    """What a state is when it is read again."""
+    return pickle.loads(pickle.dumps(m.snapshot()))
+
+
+def done(m: KeptModel) -> None:
+    """Wait for the fit that runs, as time does."""
+    m.keeper._fit[1].result(60)  # type: ignore[attr-defined]
+
+
+def test_a_live_run_does_not_wait_and_one_that_goes_back_comes_to_the_same(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    refresh, learner = deferred(rows=3), Slow(str(gate))
+    m = model(refresh, learner, folder=tmp_path)
+    feed(m, first := asked(0, 3), live=True)
+    start = saved(m)
+    feed(m, told(3, first), live=True)
+    assert m.figures()["fitting"] is not None
+    before = feed(m, asked(10, 1), live=True)[0]
+    fitting = saved(m)
+    gate.touch()
+    done(m)
+    after = feed(m, asked(11, 2), live=True)[0]
+    assert [tail(v) for _, _, v in before + after] == [None, "5", "5"]
+    m.close()
+    for state in (fitting, start):
+        m = kept(m.spec, refresh, tmp_path, state)
+        if state is start:
+            feed(m, told(3, first))
+        assert feed(m, asked(10, 1))[0] == before or state is fitting
+        assert feed(m, asked(11, 2))[0] == after, "the version begins to serve where it did before"
+        assert m.figures()["refreshes"]["published"] in (0, 1)
+        m.close()
+
+
+def test_history_waits_and_a_fit_that_was_cut_off_begins_anew(tmp_path: Path) -> None:
+    refresh = deferred(rows=3)
+    m = model(refresh, Slow(str(tmp_path / "never")), folder=tmp_path)
+    feed(m, first := asked(0, 3), live=True)
+    feed(m, told(3, first), live=True)
+    state = saved(m)
+    m.close()
+    (tmp_path / "never").touch()
+    m = kept(m.spec, refresh, tmp_path, state)
+    done(m)
+    assert tail(feed(m, asked(20, 1))[0][0][2]) == "5"
+    m.close()
+    m = model(refresh, Slow(), folder=tmp_path / "other")
+    feed(m, first)
+    feed(m, told(3, first))
+    assert tail(feed(m, asked(6, 1))[0][0][2]) == "5", "at once"
+    m.close()
+
+
+def test_a_process_that_dies_keeps_the_old_version_and_the_next_is_fitted(tmp_path: Path) -> None:
+    m = model(deferred(rows=3), Slow(), folder=tmp_path)
+    at = 0
+    for newest in (1.0, 666.0, 2.0):
+        feed(m, block := asked(at, 3))
+        feed(m, [*told(at + 3, block[:2]), (at + 5, block[2][1], 0.0, newest)])
+        at += 6
+    assert m.figures()["refreshes"] == {"published": 2, "refused": 0, "failed": 1, "fallen_back": 0}
+    (failed,) = [v for v in m.keeper.versions.all() if v.verdict == "failed"]  # type: ignore[attr-defined]
+    assert failed.why.startswith("the fit died: ")
+    m.close()
+
+
+def test_a_version_that_is_asked_for_serves_from_the_next_batch_on(tmp_path: Path) -> None:
+    refresh = deferred(rows=3)
+    m = model(refresh, Slow(), folder=tmp_path)
+    at, seen = 0, []
+    for slope in (1.0, 5.0):
+        feed(m, block := asked(at, 3))
+        feed(m, told(at + 3, block, slope))
+        seen.append(feed(m, asked(at + 6, 1))[0][0][2])
+        at += 7
+    state = saved(m)
+    versions = Versions(tmp_path / "models" / "m")
+    with pytest.raises(VersionError, match="there is no published version 'nothing'; there are: "):
+        versions.want("nothing")
+    versions.want(seen[0])
+    one = feed(m, asked(at, 2))[0]
+    assert [v for _, _, v in one] == [seen[0]] * 2
+    m.close()
+    m = kept(m.spec, refresh, tmp_path, state)
+    assert feed(m, asked(at, 2))[0] == one
+    assert Versions(tmp_path / "models" / "m").served[-1].why == "asked for"
+    m.close()
+
+
+@pytest.mark.parametrize("mode", ["incremental", "auto"])
+def test_catching_up_is_the_learner_that_went_on(mode: Any) -> None:
+    frames = stream(300)
+    got = run(pipeline(deferred(rows=50, mode=mode), numbers_only(RIVER)), frames)
+    full = run(pipeline(deferred(rows=50), numbers_only(RIVER)), frames)
+    assert got.equals(full), "river learns one after another: to go on is to begin anew, only sooner"
+
+
+def test_a_version_says_what_it_is_made_of() -> None:
+    m = model(deferred(rows=3, window="4us"), Moody())
+    feed(m, first := asked(0, 3))
+    feed(m, told(3, first))
+    feed(m, second := asked(6, 3))
+    feed(m, told(9, second))
+    one, two = m.keeper.versions.all()  # type: ignore[attr-defined]
+    assert (one.parent, two.parent) == (None, one.name)
+    assert (one.examples, two.examples) == (3, 3), "the first three left the window"
+    assert (two.first, two.last, two.newest, two.seq, two.known) == (6, 8, 11, 11, 11)
+    assert two.reason == "rows: answers=3, expected=3"
+    assert two.numbers == {"answers": 3, "expected": 3}
+    assert two.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("refresh", "learner", "text"),
+    [
+        (deferred(every="1h", mode="incremental"), Ridge(), "Ridge is fitted as a whole: leave the mode out"),
+        (deferred(every="1h", mode="auto", window="1d"), RIVER, "does not forget what leaves the window"),
+        (deferred(target_lag="downstream"), Ridge(), "nothing stands on a model; give its target_lag a duration"),
+        (deferred(drift={"b": drift.ADWIN()}), Ridge(), "no column 'b'"),
+        (deferred(drift={"c": drift.ADWIN()}), Ridge(), "drift of 'c', a String: expected numbers"),
+        (deferred(debt=debt(3, shadow=Ridge())), Ridge(), "the shadow is Ridge(): expected a learner of river"),
+        (deferred(every="1h"), object(), "expected a river classifier or regressor, or an estimator with fit"),
+        (deferred(every="1h"), Ridge, "expected a river classifier or regressor, or an estimator with fit"),
+    ],
+)
+def test_a_policy_that_cannot_keep_the_model_is_refused(refresh: Any, learner: Any, text: str) -> None:
+    with pytest.raises(DefinitionError) as error:
+        pipeline(refresh, learner)
+    assert text in str(error.value)
+
+
+def test_classes_and_probabilities_of_an_estimator() -> None:
+    frames = stream(200)
+    got = run(pipeline(deferred(every="1d"), words(LogisticRegression()), label="late"), frames).drop_nulls()
+    assert got["prediction"].is_between(0, 1).all()
+    truth = got.join(frames["told"], on="id")
+    assert ((truth["prediction"] > 0.5) == truth["late"]).mean() > 0.9
