@@ -230,8 +230,9 @@ def as_of(log: pl.LazyFrame, known: datetime | int | None = None, seq: int | Non
         log = log.filter(pl.col(KNOWN) <= pl.lit(known).cast(TIME))
     if seq is not None:
         log = log.filter(pl.col(SEQ) <= seq)
-    came = pl.col(KNOWN, SEQ).filter(pl.col(WEIGHT) > 0).max()
-    net = log.group_by(n for n in names if n not in (KNOWN, SEQ, WEIGHT, ROW)).agg(pl.col(WEIGHT).sum(), came)
+    net = log.group_by(n for n in names if n not in (KNOWN, SEQ, WEIGHT, ROW)).agg(
+        pl.col(WEIGHT).sum(), pl.col(KNOWN, SEQ).max()
+    )
     return net.filter(pl.col(WEIGHT) > 0).select(n for n in names if n not in (WEIGHT, ROW)).sort(AT, POS)
 
 

@@ -495,6 +495,16 @@ def test_much_is_erased_slice_by_slice(tmp_path: Path, monkeypatch: pytest.Monke
     assert log.erase(pl.col("s") == "nobody") == 0
 
 
+def test_what_was_not_flushed_is_not_counted_when_something_is_erased(tmp_path: Path) -> None:
+    log = ChangeLog(tmp_path, SCHEMA)
+    append(log, [number(n) for n in range(3)])
+    log.flush()
+    append(log, [number(3)])
+    assert log.erase(pl.col("i") == 1) == 1
+    with pytest.raises(LogError, match="has had 3 rows, but the state has already appended 4"):
+        ChangeLog(tmp_path, SCHEMA, 4)
+
+
 def test_erasing_by_what_is_not_a_column_is_refused(tmp_path: Path) -> None:
     log = ChangeLog(tmp_path, SCHEMA)
     with pytest.raises(DefinitionError, match="erase: no column 'ii'; did you mean 'i'"):
