@@ -245,6 +245,8 @@ def _open(folder: Path, schema: Schema, length: int) -> DeltaTable:
         if length:
             raise LogError(f"the change log {str(folder)!r} is missing; {_CURE}")
         deltalake.write_deltalake(folder, pl.DataFrame(schema=schema), configuration=_SETTINGS)
+        for parent in (folder.parent, folder.parent.parent):
+            make_durable(parent)
     table = _load(folder)
     found = pl.scan_delta(table).collect_schema()
     if list(found.items()) != list(schema.items()):

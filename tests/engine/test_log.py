@@ -279,16 +279,18 @@ def test_its_cost_is_bounded_and_readers_go_on(tmp_path: Path) -> None:
 def test_whatever_a_flush_tells_of_was_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     durable: set[Path] = set()
     monkeypatch.setattr(engine.log, "make_durable", lambda p: durable.add(p))
-    log, length = ChangeLog(tmp_path, SCHEMA), 0
+    folder = tmp_path / "log" / "a"
+    log, length = ChangeLog(folder, SCHEMA), 0
+    assert {tmp_path, tmp_path / "log"} <= durable
     for n in range(10):
         append(log, [number(n)])
         length = log.flush()
-        assert {p for p in tmp_path.rglob("*") if p.is_file()} <= durable
-        assert {tmp_path, tmp_path / "_delta_log"} <= durable
-        durable -= {tmp_path, tmp_path / "_delta_log"}
+        assert {p for p in folder.rglob("*") if p.is_file()} <= durable
+        assert {folder, folder / "_delta_log"} <= durable
+        durable -= {folder, folder / "_delta_log"}
     durable.clear()
-    ChangeLog(tmp_path, SCHEMA, length - 2)
-    assert tmp_path / "_delta_log" in durable
+    ChangeLog(folder, SCHEMA, length - 2)
+    assert folder / "_delta_log" in durable
     assert len(durable) >= 3
 
 
