@@ -89,7 +89,7 @@ class Neighbours:
         self._features, self._kind, self._k = dict(features), kind, k
         self._numbers = [n for n, t in features.items() if t not in (STRING, BOOL)]
         self._categories = [n for n, t in features.items() if t in (STRING, BOOL)]
-        self._graph = _Graph(self._numbers, self._categories, k) if index == "approximate" else None
+        self._graph = _Graph(len(self._numbers), self._categories, k) if index == "approximate" else None
         self._labels_are: Any = object
         self._clear()
 
@@ -130,9 +130,10 @@ class Neighbours:
             self._clear()
         self._append(*rows)
         if self._graph:
-            self._graph.add(ids, columns)
+            self._graph.add(ids, self._query(columns)[0], columns)
             if self._graph.is_stale(self._scales()):
-                self._graph.build(*self._rows()[:2], self._scales())
+                ids, columns, *_ = self._rows()
+                self._graph.build(ids, self._query(columns)[0], columns, self._scales())
 
     def remove(self, ids: Ints) -> None:
         """Forget examples. Raises `ValueError` when one is not held, or is named twice; nothing is then removed."""
@@ -301,7 +302,7 @@ class Neighbours:
             return self._nearest(slice(None), self._used, values, codes)
         parts = [
             self._nearest(rows, len(rows), values[:, i : i + 1].copy(), codes[:, i : i + 1].copy())
-            for i, rows in enumerate(map(self._places, self._graph.candidates(columns)))
+            for i, rows in enumerate(map(self._places, self._graph.candidates(values, columns)))
         ]
         nothing = np.empty((0, self._k), np.int64), np.empty((0, self._k)), np.empty(0, np.int64)
         near, square, found = (np.concatenate(p) for p in zip(nothing, *parts, strict=True))
@@ -325,7 +326,7 @@ class _Graph:
     doubled or halved. Strings and booleans are random signs, so that two different ones are about 1 apart.
     """
 
-    def __init__(self, numbers: list[str], categories: list[str], k: int) -> None:
+    def __init__(self, numbers: int, categories: list[str], k: int) -> None:
         try:
             from usearch.index import Index
         except ImportError as error:
@@ -333,39 +334,39 @@ class _Graph:
                 f"neighbours: index='approximate' needs usearch, which cannot be imported ({error}): "
                 "pip install 'freshet[approximate]', or take index='exact'"
             ) from None
-        self._make, self._numbers, self._categories, self._count = Index, numbers, categories, 2 * k
-        self._start(np.zeros(len(numbers)), np.zeros(len(numbers)))
+        self._make, self._categories, self._count = Index, categories, 2 * k
+        self._start(np.zeros(numbers), np.zeros(numbers))
 
     def _start(self, scale: Floats, centre: Floats) -> None:
         self._scale, self._centre = scale, centre
-        size = len(self._numbers) + _SIGNS * len(self._categories)
+        size = len(scale) + _SIGNS * len(self._categories)
         self._index = self._make(ndim=size, metric="l2sq", dtype="f32", expansion_search=max(128, 2 * self._count))
 
     @property
     def nbytes(self) -> int:
         return int(self._index.memory_usage)
 
-    def build(self, ids: Ints, columns: Columns, scale: Floats) -> None:
+    def build(self, ids: Ints, values: Floats, columns: Columns, scale: Floats) -> None:
         """Begin anew with these examples."""
-        known = [columns[n][~is_null(columns[n])] for n in self._numbers]
-        self._start(scale, np.array([v.clip(-GREATEST, GREATEST).mean() if len(v) else 0.0 for v in known]))
-        self.add(ids, columns)
+        known = (v[v == v] for v in values)
+        self._start(scale, np.array([v.mean() if len(v) else 0.0 for v in known]))
+        self.add(ids, values, columns)
 
     def is_stale(self, scale: Floats) -> bool:
         """Whether the numbers are scaled otherwise by now."""
         return bool(((scale > 2 * self._scale) | (self._scale > 2 * scale)).any())
 
-    def add(self, ids: Ints, columns: Columns) -> None:
-        self._index.add(ids.astype(np.uint64), self._vectors(columns), threads=1)
+    def add(self, ids: Ints, values: Floats, columns: Columns) -> None:
+        self._index.add(ids.astype(np.uint64), self._vectors(values, columns), threads=1)
 
     def remove(self, ids: Ints) -> None:
         self._index.remove(ids.astype(np.uint64), threads=1)
 
-    def candidates(self, columns: Columns) -> list[Ints]:
+    def candidates(self, values: Floats, columns: Columns) -> list[Ints]:
         """For each question the ids of examples among which its neighbours are."""
         if not len(self._index):
             return [np.zeros(0, np.int64)] * len(columns[next(iter(columns))])
-        found: Any = self._index.search(self._vectors(columns), self._count, threads=1)
+        found: Any = self._index.search(self._vectors(values, columns), self._count, threads=1)
         keys = np.atleast_2d(found.keys).astype(np.int64)
         counts = getattr(found, "counts", [keys.shape[1]])  # there are none for one question
         return [np.sort(row[:n]) for row, n in zip(keys, counts, strict=True)]
@@ -379,16 +380,14 @@ class _Graph:
         self._start(scale, centre)
         self._index.load(saved)
 
-    def _vectors(self, columns: Columns) -> npt.NDArray[np.float32]:
-        parts = []
-        for name, scale, centre in zip(self._numbers, self._scale, self._centre, strict=True):
-            scaled = (np.clip(columns[name], -GREATEST, GREATEST) - centre) * scale
-            scaled[is_null(columns[name])] = 0.0
-            parts.append(np.clip(scaled, -1e9, 1e9)[:, None])
+    def _vectors(self, values: Floats, columns: Columns) -> npt.NDArray[np.float32]:
+        numbers = (values.T - self._centre) * self._scale
+        numbers[numbers != numbers] = 0.0
+        parts: list[Array] = [np.clip(numbers, -1e9, 1e9)]
         for name in self._categories:
             sums = np.array([crc32(str(v).encode()) for v in columns[name].tolist()], np.int64)
             parts.append(((sums[:, None] >> np.arange(_SIGNS) & 1) - 0.5) * math.sqrt(2 / _SIGNS))
-        return np.concatenate(parts, 1, dtype=np.float32)
+        return np.ascontiguousarray(np.concatenate(parts, 1), np.float32)
 
 
 _SIGNS = 16
@@ -454,7 +453,7 @@ def _sum_rows(sums, values, rows, sign):  # type: ignore[no-untyped-def]
 def _scales(sums):  # type: ignore[no-untyped-def]
     """1 / spread of each number, from n**2 spread**2 = n (sum of squares) - sum**2; 0 when it does not vary.
 
-    A spread below 1e-13 of the mean is taken for none.
+    A spread below 1e-13 of the mean is taken for none, and so is one of numbers below 1e-130.
     """
     out = np.zeros(len(sums))
     for j in range(len(sums)):
@@ -464,7 +463,7 @@ def _scales(sums):  # type: ignore[no-untyped-def]
         a, b = _product(n, q)
         c, d = _product(s, s)
         square = (a - c) + ((b + n * r) - (d + 2.0 * s * t))
-        if square > 2.0**-86 * a:
+        if square > 2.0**-86 * a and a > 1e-260:
             out[j] = n / math.sqrt(square)
     return out
 

@@ -198,11 +198,10 @@ def test_spreads_are_exact(values: list[float]) -> None:
     held = [min(max(v, -GREATEST), GREATEST) for v in values]
     n, squares = spread_parts(held)
     most = sum((Fraction(v) ** 2 for v in held if v == v), Fraction(0))
-    if n < 2 or squares < Fraction(1, 2**80) * n * most:
-        expected = 0.0  # or none that a float could tell
-        assert near._scales()[0] == expected or squares
-    elif squares > Fraction(10) ** -280:
-        assert near._scales()[0] == pytest.approx(float(n / Fraction(math.sqrt(squares))), rel=1e-12)
+    if not squares:
+        assert near._scales()[0] == 0.0
+    elif squares > Fraction(1, 2**80) * n * most and most > Fraction(1, 10**255):
+        assert near._scales()[0] == pytest.approx(n / math.sqrt(squares), rel=1e-12)
 
 
 def test_a_constant_says_nothing_and_an_unseen_string_is_like_no_other() -> None:
