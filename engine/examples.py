@@ -53,6 +53,7 @@ class Question:
     row: where its features as served lie. x: these as the learner is given them. said: what the learner said; value:
     what was published of it, by `version`. first: whether it has not been answered yet. told: the `at` and position of
     its answer. guess, shade: what the baseline and the shadow said.
+    example: its number among the examples, in the order in which they became such.
     """
 
     key: Any
@@ -69,6 +70,7 @@ class Question:
     first_label: Any = None
     label: Any = None
     told: tuple[int, int] = (0, 0)
+    example: int = -1
 
 
 @dataclass(slots=True)

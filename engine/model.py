@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,10 +38,12 @@ from river import base
 
 from engine.examples import OPEN, Answer, Examples, Question
 from engine.fit import Beside, Here
+from engine.learners import retraction, unlearn
 from engine.log import ChangeLog
-from engine.policy import LOSS, Deferred, Immediate, Policy
+from engine.policy import LOSS, Deferred, Immediate, OnQuery, Policy
+from engine.query import Queried
 from engine.refit import Fits, Log, Refitted
-from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint, prediction_schema, training_schema
+from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint, prediction_schema
 from engine.student import Judge, ModelError, Online, Reading, guesser, values
 from engine.training import MemoryLog, Training, column
 from engine.versions import Versions
@@ -102,11 +105,11 @@ class AtOnce:
     alone, steady = True, False
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.spec, self.learned, self.taken_back = spec, 0, 0
+        self.spec, self.learned = spec, 0
         self._enrol(clone(spec))
         self._fingerprint = fingerprint(spec)
         self._version: str | None = None
-        self.keeps = False
+        self.keeps = retraction(spec.learner) == "group"
 
     def _enrol(self, learner: Any) -> None:
         self.student = Online(self.spec, learner)
@@ -133,13 +136,17 @@ class AtOnce:
         return [self.student.predict(q.x.copy()) for q in questions]  # a learner may change what it is given
 
     def learn(self, question: Question, clock: int) -> None:
-        if question.first:
-            self.student.learn(question.x.copy() if self.spec.naive else question.x, question.label)
+        if question.first or self.keeps:
+            x = question.x.copy() if self.spec.naive or self.keeps else question.x
+            self.student.learn(x, question.label)
             self.learned += 1
             self._version = None
 
     def unlearn(self, question: Question, clock: int) -> None:
-        return None
+        if self.keeps:
+            unlearn(self.student.model, question.x, question.label)
+            self.learned += 1
+            self._version = None
 
     def refresh(self, seq: int, clock: int, examples: Examples) -> None:
         return None
@@ -202,14 +209,17 @@ class Naive:
 class KeptModel:
     """A model, kept as its policy says.
 
-    refresh: see `engine.policy`. keeper: what keeps it. log: where the changes of its training set go.
+    refresh: see `engine.policy`. keeper: what keeps it. log: where the changes of its training set
+    go; training: what gives these.
     """
 
-    def __init__(self, spec: ModelSpec, keeper: Keeper | None = None, log: Log | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, keeper: Keeper | None = None, log: Log | None = None, training: Training | None = None
+    ) -> None:
         self.spec = spec
         self.schema = prediction_schema(spec)
         self.examples = Examples(spec, self._learn, self._unlearn, self._gone)
-        self.training = Training(spec)
+        self.training = training or Training(spec)
         self.keeper: Keeper = keeper or AtOnce(spec)
         self.log = log
         self._judge = Judge(spec.name, spec.metrics)
@@ -390,6 +400,8 @@ class KeptModel:
             question.x = None
 
     def _unlearn(self, question: Question) -> None:
+        if not self.keeper.steady:
+            self._say()
         self.keeper.unlearn(question, self._clock)
         self.training.enter(question, self._seq, -1)
 
@@ -471,6 +483,8 @@ def check(spec: ModelSpec, refresh: Policy) -> None:
             )
     elif isinstance(refresh, Deferred):
         _check_deferred(spec, refresh, what)
+    elif refresh.index == "approximate" and find_spec("usearch") is None:
+        raise DefinitionError(f"{what}: index='approximate' needs usearch: pip install 'freshet[approximate]'")
 
 
 def _check_deferred(spec: ModelSpec, refresh: Deferred, what: str) -> None:
@@ -503,7 +517,8 @@ def kept(spec: ModelSpec, refresh: Policy, folder: Path | None = None, state: An
     folder: the state of the pipeline, where its training set and versions are kept; None: in memory, for a replay.
     state: what `snapshot` gave. Raises `LogError` or `VersionError` when what is kept there cannot be used.
     """
-    schema = training_schema(spec)
+    training = Training(spec)
+    schema = training.schema
     fits: Fits | None = None
     log: Log | None = None
     versions = Versions(folder and folder / "models" / spec.name) if isinstance(refresh, Deferred) else None
@@ -517,9 +532,11 @@ def kept(spec: ModelSpec, refresh: Policy, folder: Path | None = None, state: An
     keeper: Keeper
     if isinstance(refresh, Deferred) and versions is not None and fits is not None and log is not None:
         keeper = Refitted(spec, refresh, versions, fits, log)
+    elif isinstance(refresh, OnQuery):
+        keeper = Queried(spec, refresh, training.features)
     else:
         keeper = AtOnce(spec)
-    model = KeptModel(spec, keeper, log)
+    model = KeptModel(spec, keeper, log, training)
     if state is not None:
         model.restore(state)
     return model

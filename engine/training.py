@@ -6,6 +6,7 @@ question withdrawn. The row carries the `at` and position of its question; the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Training:
         """Keep rows of the questions as they are now; returns the number of the first."""
         return int(self._rows.add(questions)[0])
 
-    def features(self, questions: list[Question]) -> Columns:
+    def features(self, questions: Sequence[Question]) -> Columns:
         """The features of these questions as served."""
         rows = np.array([q.row for q in questions], np.int64)
         taken = self._rows.take(rows, rows, rows).columns

@@ -1,0 +1,143 @@
+"""A model that is fitted for each question: the answered examples most like it are looked up, fitted, asked, forgotten.
+
+There is no version to go stale: an example counts from its answer on, and one that is taken back counts no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.examples import Examples, Question
+from engine.neighbours import Neighbours
+from engine.policy import OnQuery
+from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint
+from engine.student import Fixed, Online, labels, table
+from engine.training import column
+from operators.delta import BEGINNING, BOOL, Columns, Schema, is_null
+
+
+class Queried:
+    """What keeps a model on query. See `engine.model.Keeper`.
+
+    features: gives the features of questions as served.
+    """
+
+    alone, steady, keeps = False, False, False
+
+    def __init__(self, spec: ModelSpec, policy: OnQuery, features: Callable[[Sequence[Question]], Columns]) -> None:
+        self.spec, self.policy, self._features = spec, policy, features
+        self._schema = {f: spec.questions[f] for f in spec.features}
+        self._dtype = spec.answers[spec.label]
+        self._held = Neighbours(
+            self._schema,
+            "number" if not spec.classifies else "binary" if self._dtype == BOOL else "class",
+            policy.neighbours,
+            policy.index,
+        )
+        self._fingerprint = fingerprint(spec)
+        self._learned = self._short = 0
+        self._since = BEGINNING
+        self._examples: dict[int, tuple[Any, Any]] = {}
+
+    def begin(self, seq: int, clock: int, live: bool) -> None:
+        return None
+
+    def rows(self, columns: Columns, schema: Schema) -> Sequence[Any]:
+        return [None] * len(next(iter(columns.values())))
+
+    def asked(self, question: Question, clock: int) -> None:
+        return None
+
+    def say(self, questions: Sequence[Question], columns: Columns) -> list[Any]:
+        for q in questions:
+            q.version = f"{self._fingerprint}.{self._learned}"
+        if self.policy.window is None:
+            return self._say(columns)
+        out = []
+        for i, q in enumerate(questions):
+            self._forget(q.at - self.policy.window)
+            out += self._say({n: c[i : i + 1] for n, c in columns.items()})
+        return out
+
+    def _say(self, columns: Columns) -> list[Any]:
+        n = len(next(iter(columns.values())))
+        if len(self._held) < self.policy.neighbours:
+            self._short += n
+        if not len(self._held):
+            return [None] * n
+        if self.policy.fit == "learner":
+            return self._fitted(columns)
+        found = self._held.predict(columns)
+        none = is_null(found).tolist()
+        said = [None if no else v for v, no in zip(found.tolist(), none, strict=True)]
+        if self.spec.classifies and self._dtype == BOOL:
+            proba = asks_probabilities(self.spec)
+            return [v if v is None else {False: 1 - v, True: v} if proba else v > 0.5 for v in said]
+        return said
+
+    def _fitted(self, columns: Columns) -> list[Any]:
+        """What the learner says once it is fitted to the neighbours; those most like the question are learnt last."""
+        ids, _, found = self._held.nearest(columns)
+        out = []
+        for i in range(len(found)):
+            near = ids[i, : found[i]].tolist()[::-1]
+            row = {n: c[i : i + 1] for n, c in columns.items()}
+            learner = clone(self.spec)
+            if self.spec.river:
+                online = Online(self.spec, learner, ahead=False)
+                for j in near:
+                    online.learn(*self._examples[j])
+                out.append(online.predict(online.rows(row, self._schema)[0]))
+            else:
+                xs = {n: np.concatenate([self._examples[j][0][n] for j in near]) for n in self._schema}
+                ys = labels(column([self._examples[j][1] for j in near], self._dtype), self._dtype)
+                learner.fit(table(xs, self._schema), ys)
+                out += Fixed(self.spec, learner)(row)
+        return out
+
+    def learn(self, question: Question, clock: int) -> None:
+        question.example = self._learned
+        self._learned += 1
+        if question.at < self._since:
+            return
+        columns = self._features([question])
+        label = column([question.label], self._dtype)
+        if self.spec.classifies and self._dtype == BOOL:
+            label = label == 1
+        self._held.add(np.array([question.example]), columns, label, np.array([question.at]))
+        if self.policy.fit == "learner":
+            x = Online(self.spec, clone(self.spec)).rows(columns, self._schema)[0] if self.spec.river else columns
+            self._examples[question.example] = x, question.label
+
+    def unlearn(self, question: Question, clock: int) -> None:
+        if question.at >= self._since:
+            self._held.remove(np.array([question.example]))
+            self._examples.pop(question.example, None)
+
+    def _forget(self, before: int) -> None:
+        if before > self._since:
+            self._since = before
+            self._held.expire(before)
+
+    def due(self, seq: int, clock: int) -> bool:
+        return False
+
+    def refresh(self, seq: int, clock: int, examples: Examples) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+    def figures(self) -> dict[str, Any]:
+        """The examples `held`, and how many questions were answered by `fewer` than there should be."""
+        return {"held": len(self._held), "fewer": self._short}
+
+    def snapshot(self) -> Any:
+        return self._held.snapshot(), self._learned, self._short, self._since, self._examples
+
+    def restore(self, state: Any) -> None:
+        held, self._learned, self._short, self._since, self._examples = state
+        self._held.restore(held)
