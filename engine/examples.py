@@ -53,7 +53,8 @@ class Question:
     row: where its features as served lie. x: these as the learner is given them. said: what the learner said; value:
     what was published of it, by `version`. first: whether it has not been answered yet. told: the `at` and position of
     its answer. guess, shade: what the baseline and the shadow said.
-    example: its number among the examples, in the order in which they became such.
+    example: its number among the examples, in the order in which they became such. age: how long after the newest
+    example of its version it became known. guards: those that acted on it, once it is `guarded`.
     """
 
     key: Any
@@ -71,6 +72,9 @@ class Question:
     label: Any = None
     told: tuple[int, int] = (0, 0)
     example: int = -1
+    age: int = 0
+    guards: str | None = None
+    guarded: bool = False
 
 
 @dataclass(slots=True)

@@ -4,8 +4,8 @@ A question passes the guards of its model in three parts, in each part in the or
 
 1. *Before* the learner. `refuse` leaves it without a prediction, `route` answers it. The first that takes it counts,
    and the learner is not asked.
-2. *In place of* the learner, where it has no prediction: it failed, or gave nothing or nothing finite. `previous` asks
-   the previous version of the model, `fallback` gives an answer, also when the version is too old.
+2. *In place of* the learner, where it has no prediction (it failed, or gave nothing or nothing finite, and so did the
+   version before, if there is one): `fallback` gives an answer, also when the version is too old.
 3. *After*. `clip`, `rounded` and `override` change the prediction, whoever gave it, each as the one before left it.
    A refused question stays refused.
 
@@ -22,7 +22,7 @@ What holds for all of them:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from operators.delta import BOOL, FLOAT, INT, Array, Columns, Ints, Schema, is_n
 from operators.expression import ExpressionError, check, columns, evaluate, fingerprint
 from operators.operator import DefinitionError, microseconds
 
-Action = Literal["refuse", "route", "previous", "fallback", "clip", "rounded", "override"]
+Action = Literal["refuse", "route", "fallback", "clip", "rounded", "override"]
 Bools = npt.NDArray[np.bool_]
 
 PREDICTION = "prediction"
@@ -88,11 +88,6 @@ def refuse(name: str, condition: pl.Expr) -> Guard:
 def route(name: str, condition: pl.Expr, to: Any) -> Guard:
     """Answer by `to`, a constant or an expression, where the condition holds, and do not ask the learner."""
     return Guard("route", name, condition, _expression("route", name, to))
-
-
-def previous(name: str) -> Guard:
-    """Ask the previous version of the model where the learner has no prediction."""
-    return Guard("previous", name)
 
 
 def fallback(name: str, to: Any, *, max_age: str | timedelta | None = None) -> Guard:
@@ -162,7 +157,7 @@ class Guards:
     >>> taken.by.tolist()
     [-1, 0, -1]
     >>> ages = np.zeros(3, np.int64)
-    >>> predicted, acted = guards.after(asked, taken, np.array([5.0, np.nan, 999.0]), ages, lambda rows: (rows, rows))
+    >>> predicted, acted = guards.after(asked, taken, np.array([5.0, np.nan, 999.0]), ages)
     >>> predicted.tolist(), acted.tolist()
     ([5.0, nan, 600.0], [None, 'no_origin', 'sane'])
     >>> guards.counts
@@ -187,11 +182,11 @@ class Guards:
         for i, g in enumerate(guards):
             told = f"{what}: {g.action} {g.name!r}"
             self.counts[g.name, g.action] = 0
-            if g.to is not None or g.action == "previous":
+            if g.to is not None:
                 self.counts[g.name, "void"] = 0
             if g.action in ("clip", "rounded"):
                 self._check_number(g, told)
-            elif g.action != "previous":
+            else:
                 schema = questions if g.action != "override" else _with_prediction(questions, prediction, told)
                 self._rules[i] = _Rule(g, schema, prediction, probability, told)
 
@@ -199,9 +194,9 @@ class Guards:
         return len(self.guards)
 
     @property
-    def asks_previous(self) -> bool:
-        """Whether the previous version of the model can be asked for."""
-        return any(g.action == "previous" for g in self.guards)
+    def falls_back(self) -> bool:
+        """Whether there is an answer when the learner has none."""
+        return any(g.action == "fallback" for g in self.guards)
 
     @property
     def definition(self) -> Any:
@@ -221,20 +216,12 @@ class Guards:
                 taken.by[mine], taken.value[mine], taken.void[void, i] = i, given, True
         return taken
 
-    def after(
-        self,
-        questions: Columns,
-        taken: Taken,
-        predictions: Array,
-        ages: Ints,
-        previous: Callable[[Ints], tuple[Array, Ints]],
-    ) -> tuple[Array, Array]:
+    def after(self, questions: Columns, taken: Taken, predictions: Array, ages: Ints) -> tuple[Array, Array]:
         """What is predicted, and for each prediction the names of the guards that acted, in order and joined by ",".
 
         taken: what `before` gave for these questions. predictions: of the learner; null where it was not asked or
         failed. ages: how long after the newest example of its version a question became known, in microseconds; the
-        greatest int64 when it has learnt nothing. previous: called with the numbers of the rows (at least one) for
-        which the previous version is asked; gives its predictions, null for none, and their ages.
+        greatest int64 when it has learnt nothing.
 
         Called once for each question, for it counts. Raises `GuardError`.
         """
@@ -244,19 +231,12 @@ class Guards:
         acted = np.full(len(out), None, object)
         for i in self._numbers("refuse", "route"):
             self._act(i, np.flatnonzero(taken.by == i), acted, int(taken.void[:, i].sum()))
-        for i in self._numbers("previous", "fallback"):
+        for i in self._numbers("fallback"):
             limit = self.guards[i].max_age
             lacking = is_null(out) if limit is None else is_null(out) | (age > limit)
             if len(rows := np.flatnonzero(asked & lacking)):
-                if i in self._rules:
-                    mine, given, void = self._rules[i].apply(questions, rows)
-                    age[mine] = 0
-                else:
-                    given, its = previous(rows)
-                    good = _is_finite(given)
-                    mine, given, void = rows[good], given[good], rows[~good]
-                    age[mine] = its[good]
-                out[mine] = given
+                mine, given, void = self._rules[i].apply(questions, rows)
+                out[mine], age[mine] = given, 0
                 self._act(i, mine, acted, len(void))
         rows = np.flatnonzero(~np.isin(taken.by, self._numbers("refuse")))
         for i in self._numbers("clip", "rounded", "override") if len(rows) else ():

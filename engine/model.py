@@ -38,12 +38,13 @@ from river import base
 
 from engine.examples import OPEN, Answer, Examples, Question
 from engine.fit import Beside, Here
+from engine.guard import Taken
 from engine.learners import retraction, unlearn
 from engine.log import ChangeLog
 from engine.policy import LOSS, Deferred, Immediate, OnQuery, Policy
 from engine.query import Queried
-from engine.refit import Fits, Log, Refitted
-from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint, prediction_schema
+from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
+from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint, guarded, prediction_schema
 from engine.student import Judge, ModelError, Online, Reading, guesser, values
 from engine.training import MemoryLog, Training, column
 from engine.versions import Versions
@@ -83,6 +84,9 @@ class Keeper(Protocol):
     def begin(self, seq: int, clock: int, live: bool) -> None:
         """Before the changes from `seq` on. live: whether the present is being followed."""
 
+    def newest(self) -> int | None:
+        """When the newest example that it has learnt became known."""
+
     def due(self, seq: int, clock: int) -> bool:
         """Whether it is to be refreshed, now that the changes up to `seq` are known."""
 
@@ -106,6 +110,7 @@ class AtOnce:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.learned = spec, 0
+        self._newest: int | None = None
         self._enrol(clone(spec))
         self._fingerprint = fingerprint(spec)
         self._version: str | None = None
@@ -122,6 +127,9 @@ class AtOnce:
 
     def begin(self, seq: int, clock: int, live: bool) -> None:
         return None
+
+    def newest(self) -> int | None:
+        return self._newest
 
     def due(self, seq: int, clock: int) -> bool:
         return False
@@ -140,7 +148,7 @@ class AtOnce:
             x = question.x.copy() if self.spec.naive or self.keeps else question.x
             self.student.learn(x, question.label)
             self.learned += 1
-            self._version = None
+            self._version, self._newest = None, clock
 
     def unlearn(self, question: Question, clock: int) -> None:
         if self.keeps:
@@ -158,10 +166,10 @@ class AtOnce:
         return {}
 
     def snapshot(self) -> Any:
-        return self.student.model, self.learned
+        return self.student.model, self.learned, self._newest
 
     def restore(self, state: Any) -> None:
-        learner, self.learned = state
+        learner, self.learned, self._newest = state
         self._enrol(learner)
 
 
@@ -228,9 +236,12 @@ class KeptModel:
         self._guess: Any = None
         self._guessed = False
         self._naive = Naive(spec) if spec.naive else None
+        self._guards = guarded(spec)
+        self._guarding: tuple[Columns, Taken] | None = None
         self._unsaid: list[Question] = []
+        self._unguarded: list[tuple[int, Question]] = []
         self._forgotten: list[int] = []
-        self._count = {"predictions": 0, "refused": 0}
+        self._count = {"predictions": 0, "refused": 0, "failed": 0}
         self._seq, self._clock, self._first = -1, 0, 0
         self._known: list[int] = []
         self._told: list[Delta] = []
@@ -261,6 +272,9 @@ class KeptModel:
             keys = _keys(questions, self.spec.key)
             rows = self.keeper.rows(questions.columns, {f: self.spec.questions[f] for f in self.spec.features})
             moved, row = _moved(questions, keys), self.training.serve(questions)
+            if self._guards:
+                columns = {n: questions.columns[n] for n in self.spec.questions}
+                self._guarding = columns, self._guards.before(columns)
             before = np.searchsorted(answers.seq, questions.seq, side="right").tolist()
             each = zip(
                 keys, rows, questions.at.tolist(), questions.weight.tolist(), questions.seq.tolist(), strict=True
@@ -273,7 +287,7 @@ class KeptModel:
                 if weight > 0 and self.examples.is_new(key, at, moved[i]):
                     asked.append(question := Question(key, at, row + i, x))
                     numbers.append(i)
-                    self._ask(question)
+                    self._ask(question, i)
                 else:
                     self._forgotten.append(row + i)
                     if weight < 0 and not moved[i]:
@@ -283,7 +297,8 @@ class KeptModel:
             self._tell(events[turn], seqs[turn])
             turn += 1
         self._refresh(self._seq)
-        self._say()
+        self._guard()
+        self._guarding = None
         self._record()
         self.examples.forget(watermark - self.spec.wait)
         self._settle()
@@ -310,6 +325,7 @@ class KeptModel:
             "metrics": self._judge.figures(),
             "baseline": self._baseline.figures(),
             "naive": self._naive.judge.figures() if self._naive else None,
+            "guards": {f"{name}: {action}": n for (name, action), n in self._guards.counts.items()},
             **self.keeper.figures(),
         }
 
@@ -318,11 +334,20 @@ class KeptModel:
         judges = [(j.metric, j.scored) for j in (self._judge, self._baseline)]
         naive = self._naive and self._naive.snapshot()
         parts = self.examples.snapshot(), self.training.snapshot(), self.keeper.snapshot()
-        return (parts, judges, self._guesser, naive, self._count, self._seq), self.log.flush() if self.log else 0
+        return (
+            parts,
+            judges,
+            self._guesser,
+            naive,
+            self._count,
+            self._seq,
+            self._guards.counts,
+        ), self.log.flush() if self.log else 0
 
     def restore(self, state: Any) -> None:
         """Take over the state that `snapshot` gave. Called at most once, before the first `apply`."""
-        ((examples, training, keeper), judges, self._guesser, naive, self._count, self._seq), _ = state
+        ((examples, training, keeper), judges, self._guesser, naive, self._count, self._seq, counts), _ = state
+        self._guards.counts = counts
         self.examples.restore(examples)
         self.training.restore(training)
         self.keeper.restore(keeper)
@@ -351,7 +376,7 @@ class KeptModel:
         self.examples.answer(answer)
         self._settle()
 
-    def _ask(self, question: Question) -> None:
+    def _ask(self, question: Question, i: int) -> None:
         if not self._guessed:
             guess = self._guesser.predict_proba_one if asks_probabilities(self.spec) else self._guesser.predict_one
             self._guess, self._guessed = guess({}), True
@@ -359,13 +384,19 @@ class KeptModel:
         self.examples.add(question)
         if self._naive is not None:
             self._naive.ask(question)
-        self._unsaid.append(question)
+        if self._guarding is not None:
+            self._unguarded.append((i, question))
         try:
             self.keeper.asked(question, self._clock)
-            if self.keeper.alone:
-                self._say()
         except Exception as e:
             raise ModelError.of(self.spec.name, question.key, "predict", e) from e
+        if self._guarding is not None and self._guarding[1].by[i] >= 0:
+            question.version = ""
+        else:
+            question.age = self._clock  # for now when it was asked
+            self._unsaid.append(question)
+            if self.keeper.alone:
+                self._say()
         self.examples.told_before(question)
         self._settle()
 
@@ -375,15 +406,43 @@ class KeptModel:
             return
         questions, self._unsaid = self._unsaid, []
         columns = {} if self.keeper.alone else self.training.features(questions)
-        for question, said in zip(questions, self.keeper.say(questions, columns), strict=True):
+        newest = self.keeper.newest()
+        try:
+            given = self.keeper.say(questions, columns)
+        except Exception as e:
+            if not self._guards.falls_back:
+                raise ModelError.of(self.spec.name, questions[0].key, "predict", e) from e
+            self._count["failed"] += len(questions)
+            given = [None] * len(questions)
+        for question, said in zip(questions, given, strict=True):
             value = self._reading(said)
             if type(value) is float and not isfinite(value):
                 self._count["refused"] += 1
                 said = value = None
             question.said, question.value = said, value
+            question.age = NOTHING_LEARNT if newest is None else question.age - newest
+
+    def _guard(self) -> None:
+        """Let the guards act on all questions that have been answered by the learner, or are not to be."""
+        self._say()
+        if self._guarding is None or not self._unguarded:
+            return
+        (columns, taken), unguarded = self._guarding, self._unguarded
+        self._unguarded = []
+        rows = np.array([i for i, _ in unguarded])
+        values = column([q.value for _, q in unguarded], self.schema["prediction"])
+        ages = np.array([q.age for _, q in unguarded], np.int64)
+        out, acted = self._guards.after({n: c[rows] for n, c in columns.items()}, taken.take(rows), values, ages)
+        served = Delta({"prediction": out}).frame({"prediction": self.schema["prediction"]})["prediction"].to_list()
+        for (_, q), value, guards in zip(unguarded, served, acted.tolist(), strict=True):
+            q.guarded, q.guards = True, guards
+            if guards is not None:
+                q.value, q.said = value, self._reading.said(value)
 
     def _learn(self, question: Question) -> None:
-        if self._unsaid and (question.version is None or not self.keeper.steady):
+        if self._guarding is not None and not question.guarded:
+            self._guard()
+        elif self._unsaid and (question.version is None or not self.keeper.steady):
             self._say()
         if question.first:
             self._judge(question.key, question.label, question.said)
@@ -411,7 +470,7 @@ class KeptModel:
     def _refresh(self, seq: int) -> None:
         """Refresh the model if it is due, with the changes up to `seq`."""
         if self.keeper.due(seq, self._clock):
-            self._say()
+            self._guard()
             self._record()
             self.keeper.refresh(seq, self._clock, self.examples)
 
@@ -446,6 +505,8 @@ class KeptModel:
         columns = {k: questions.columns[k][rows] for k in self.spec.key}
         columns |= {"model": names, "prediction": column(given, self.schema["prediction"]), "at": at}
         columns["model_version"] = column([q.version or None for q in asked], STRING)
+        if self._guards:
+            columns["guards"] = column([q.guards for q in asked], STRING)
         return Delta(columns, np.ones(n, np.int64), at, questions.pos[rows], questions.seq[rows])
 
 

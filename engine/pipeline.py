@@ -19,6 +19,7 @@ from typing import Any, Literal
 import polars as pl
 
 from engine.graph import DELETED, Graph, Hold, Model, Node, Sink, Source, View
+from engine.guard import Guard
 from engine.model import check
 from engine.policy import Deferred, Immediate, OnQuery, Policy, immediate
 from engine.replay import replay
@@ -276,6 +277,7 @@ class Pipeline(Graph):
         wait: str | timedelta = "7d",
         metric: Any = None,
         naive: bool = False,
+        guards: Sequence[Guard] = (),
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -285,7 +287,7 @@ class Pipeline(Graph):
         sees (default: all but the key). advance: when unsupervised parts of a river pipeline learn: on answers (river's
         own order) or on questions. wait: how long after its `at` a question still waits for its answer. metric: a river
         metric or a list of them. naive: also report what learning each label at once, before it was known, would have
-        claimed.
+        claimed. guards: rules before and after inference, such as `guard.clip("sane", 0, 600)`.
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -317,6 +319,7 @@ class Pipeline(Graph):
             wait=microseconds(wait, f"{what}: wait"),
             metric=metric,
             naive=naive,
+            guards=guards,
         )
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys)
         check(spec, refresh or immediate())

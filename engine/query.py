@@ -40,6 +40,7 @@ class Queried:
         self._fingerprint = fingerprint(spec)
         self._learned = self._short = 0
         self._since = BEGINNING
+        self._newest: int | None = None
         self._examples: dict[int, tuple[Any, Any]] = {}
 
     def begin(self, seq: int, clock: int, live: bool) -> None:
@@ -99,7 +100,7 @@ class Queried:
         return out
 
     def learn(self, question: Question, clock: int) -> None:
-        question.example = self._learned
+        question.example, self._newest = self._learned, clock
         self._learned += 1
         if question.at < self._since:
             return
@@ -122,6 +123,9 @@ class Queried:
             self._since = before
             self._held.expire(before)
 
+    def newest(self) -> int | None:
+        return self._newest
+
     def due(self, seq: int, clock: int) -> bool:
         return False
 
@@ -136,8 +140,8 @@ class Queried:
         return {"held": len(self._held), "fewer": self._short}
 
     def snapshot(self) -> Any:
-        return self._held.snapshot(), self._learned, self._short, self._since, self._examples
+        return self._held.snapshot(), self._learned, self._short, self._since, self._newest, self._examples
 
     def restore(self, state: Any) -> None:
-        held, self._learned, self._short, self._since, self._examples = state
+        held, self._learned, self._short, self._since, self._newest, self._examples = state
         self._held.restore(held)

@@ -12,7 +12,7 @@ import inspect
 import json
 import pickle
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
@@ -23,6 +23,7 @@ import numpy as np
 from river import base, compose, metrics
 from river.active.base import ActiveLearningClassifier
 
+from engine.guard import Guard, Guards
 from operators.delta import BOOL, FLOAT, INT, STRING, TIME, Schema
 from operators.operator import DefinitionError, as_names, fit_as_key, known, new_columns
 
@@ -43,6 +44,7 @@ class ModelSpec:
     - `wait`: microseconds for which an answer is awaited, in event time.
     - `metric`: a river metric or several; None: ROCAUC for Boolean labels, Accuracy for other classes, MAE for numbers.
     - `naive`: keep also the figures that learning each label at once would claim.
+    - `guards`: rules before and after inference; see `engine.guard`.
 
     Raises `DefinitionError` when the parts do not fit together.
     """
@@ -59,6 +61,7 @@ class ModelSpec:
     wait: int
     metric: Any = None
     naive: bool = False
+    guards: Sequence[Guard] = ()
 
     def __post_init__(self) -> None:
         what = f"model {self.name!r}"
@@ -90,6 +93,7 @@ class ModelSpec:
         self._check_metric(what)
         prediction_schema(self)
         training_schema(self)
+        guarded(self)
 
     @property
     def river(self) -> bool:
@@ -197,7 +201,10 @@ def training_schema(spec: ModelSpec) -> Schema:
 
 
 def prediction_schema(spec: ModelSpec) -> Schema:
-    """The columns of the predictions: the key, `model`, `prediction`, `at` of the question and `model_version`."""
+    """The columns of the predictions: the key, `model`, `prediction`, `at` of the question and `model_version`.
+
+    With guards also `guards`: the names of those that acted, joined by ",".
+    """
     dtype = spec.answers[spec.label]
     added: Schema = {
         "model": STRING,
@@ -205,7 +212,17 @@ def prediction_schema(spec: ModelSpec) -> Schema:
         "at": TIME,
         "model_version": STRING,
     }
+    if spec.guards:
+        added["guards"] = STRING
     return new_columns({k: spec.questions[k] for k in spec.key}, added, f"predictions of {spec.name!r}")
+
+
+def guarded(spec: ModelSpec) -> Guards:
+    """The guards of a model. Raises `DefinitionError` when one does not fit."""
+    dtype = spec.answers[spec.label]
+    probability = spec.classifies and dtype == BOOL
+    kind = FLOAT if probability or not spec.classifies else dtype
+    return Guards(spec.guards, spec.questions, kind, probability, f"model {spec.name!r}")
 
 
 def definition(spec: ModelSpec) -> dict[str, Any]:
@@ -221,6 +238,7 @@ def definition(spec: ModelSpec) -> dict[str, Any]:
         "wait": spec.wait,
         "metric": describe(spec.metrics),
         "naive": spec.naive,
+        "guards": [g.definition for g in spec.guards],
     }
 
 

@@ -144,7 +144,7 @@ def guesser(spec: ModelSpec) -> Any:
 
 
 class Reading:
-    """What is published of what a learner says."""
+    """What is published of what a learner says, and what a learner would have said to have it published."""
 
     def __init__(self, spec: ModelSpec, number: bool) -> None:
         self._proba = asks_probabilities(spec)
@@ -162,6 +162,11 @@ class Reading:
                 return float(said.get(True, 0.0))
             return max(said, key=said.__getitem__) if all(map(isfinite, said.values())) else nan
         return float(said) if self._number else said
+
+    def said(self, value: Any) -> Any:
+        if value is None or not self._proba:
+            return value if not self._binary or value is None else value > 0.5
+        return {False: 1.0 - value, True: value} if self._binary else {value: 1.0}
 
 
 def values(a: Array, dtype: pl.DataType) -> tuple[list[Any], bool]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from engine import guard
 from engine.guard import Guard, GuardError, Guards
-from operators.delta import BOOL, FLOAT, INT, STRING, Array, Columns, Ints, Schema, is_null, to_column
+from operators.delta import BOOL, FLOAT, INT, STRING, Array, Columns, Schema, is_null, to_column
 from operators.operator import DefinitionError
 
 QUESTIONS: Schema = {"n": INT, "x": FLOAT, "s": STRING, "yes": BOOL}
@@ -109,7 +109,7 @@ class Rule:
 
 @st.composite
 def rules(draw: st.DrawFn, kind: Kind) -> list[Rule]:
-    actions = ["refuse", "route", "previous", "fallback", "override"]
+    actions = ["refuse", "route", "fallback", "override"]
     actions += ["clip", "rounded"] if kind.dtype == FLOAT else []
     found = []
     for i, action in enumerate(draw(st.lists(st.sampled_from(actions), max_size=6))):
@@ -120,8 +120,6 @@ def rules(draw: st.DrawFn, kind: Kind) -> list[Rule]:
             found.append(Rule(guard.refuse(name, condition), holds))
         elif action == "route":
             found.append(Rule(guard.route(name, condition, to), holds, gives))
-        elif action == "previous":
-            found.append(Rule(guard.previous(name)))
         elif action == "fallback":
             max_age = draw(st.sampled_from([None, "0s", "2us", "3us"]))
             found.append(Rule(guard.fallback(name, to, max_age=max_age), gives=gives))
@@ -136,7 +134,7 @@ def rules(draw: st.DrawFn, kind: Kind) -> list[Rule]:
 
 
 def one_by_one(
-    rules: list[Rule], probability: bool, row: Row, said: Any, age: int, earlier: Any, earlier_age: int, counts: Counter
+    rules: list[Rule], probability: bool, row: Row, said: Any, age: int, counts: Counter
 ) -> tuple[Any, str | None]:
     """What is predicted for one question, and which guards acted."""
 
@@ -165,11 +163,9 @@ def one_by_one(
     learnt = asked
     for r in rules:
         old = learnt and r.made.max_age is not None and age > r.made.max_age
-        if r.made.action in ("previous", "fallback") and asked and (value is None or old):
-            fresh = earlier if r.made.action == "previous" else r.gives(row)
-            if finite(fresh) if r.made.action == "previous" else possible(fresh):
-                value = fresh
-                learnt, age = r.made.action == "previous", earlier_age
+        if r.made.action == "fallback" and asked and (value is None or old):
+            if possible(r.gives(row)):
+                value, learnt = r.gives(row), False
                 act(r)
             else:
                 counts[r.made.name, "void"] += 1
@@ -222,28 +218,22 @@ def test_whole_and_cut_equal_the_twin(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))
     declared = data.draw(rules(kind))
     said = st.sampled_from(kind.said)
-    drawn = data.draw(st.lists(st.tuples(ROWS, said, AGES, said, AGES), max_size=8))
+    drawn = data.draw(st.lists(st.tuples(ROWS, said, AGES), max_size=8))
     expected_counts: Counter[tuple[str, str]] = Counter()
     expected = [one_by_one(declared, kind.probability, *d, expected_counts) for d in drawn]
 
     questions = {n: to_column([d[0][n] for d in drawn], t) for n, t in QUESTIONS.items()}
-    predictions, earlier = (to_column([d[i] for d in drawn], kind.dtype) for i in (1, 3))
-    ages, earlier_ages = (np.array([d[i] for d in drawn], np.int64) for i in (2, 4))
+    predictions = to_column([d[1] for d in drawn], kind.dtype)
+    ages = np.array([d[2] for d in drawn], np.int64)
     cuts = data.draw(st.sets(st.integers(0, len(drawn))))
     guards = Guards([r.made for r in declared], QUESTIONS, kind.dtype, kind.probability, WHAT)
     for bounds in ([0, len(drawn)], list(range(len(drawn) + 1)), sorted({0, len(drawn), *cuts})):
         guards.counts = dict.fromkeys(guards.counts, 0)
         found = []
         for piece in (slice(a, b) for a, b in pairwise(bounds)):
-            before, before_ages = earlier[piece], earlier_ages[piece]
-
-            def previous(rows: Ints, e: Array = before, a: Ints = before_ages) -> tuple[Array, Ints]:
-                assert len(rows)
-                return e[rows], a[rows]
-
             asked = part(questions, piece)
             taken = guards.before(asked)
-            out, acted = guards.after(asked, taken, predictions[piece], ages[piece], previous)
+            out, acted = guards.after(asked, taken, predictions[piece], ages[piece])
             assert out.dtype == predictions.dtype
             found += list(zip(as_python(out), acted.tolist(), strict=True))
         assert found == expected
@@ -259,23 +249,18 @@ def asked(**columns: list[Any]) -> Columns:
     return {c: to_column(columns.get(c, [None] * n), t) for c, t in QUESTIONS.items()}
 
 
-def no_version(rows: Ints) -> tuple[Array, Ints]:
-    raise AssertionError("the previous version was asked")
-
-
 def served(
     made: Sequence[Guard],
     said: list[Any],
     ages: list[int] | None = None,
     dtype: pl.DataType = FLOAT,
-    previous: Any = no_version,
     **columns: list[Any],
 ) -> tuple[list[Any], list[Any], dict[tuple[str, str], int]]:
     """What is predicted, which guards acted, and the counts that are not 0."""
     guards = Guards(made, QUESTIONS, dtype, False, WHAT)
     questions = asked(**(columns or {"n": [None] * len(said)}))
     age = np.array(ages or [0] * len(said), np.int64)
-    out, acted = guards.after(questions, guards.before(questions), to_column(said, dtype), age, previous)
+    out, acted = guards.after(questions, guards.before(questions), to_column(said, dtype), age)
     return as_python(out), acted.tolist(), {k: n for k, n in guards.counts.items() if n}
 
 
@@ -296,7 +281,7 @@ def test_only_questions_that_are_predicted_are_counted() -> None:
     assert set(guards.counts.values()) == {0}
     kept = np.array([4, 1, 2])
     some = {c: a[kept] for c, a in questions.items()}
-    out, acted = guards.after(some, taken.take(kept), np.array([5.0, 6.0, np.nan]), np.zeros(3, np.int64), no_version)
+    out, acted = guards.after(some, taken.take(kept), np.array([5.0, 6.0, np.nan]), np.zeros(3, np.int64))
     assert (out.tolist(), acted.tolist()) == ([5.0, 6.0, 2.0], [None, None, "x"])
     assert guards.counts == {("none", "refuse"): 0, ("x", "route"): 1, ("x", "void"): 1}
 
@@ -352,19 +337,6 @@ def test_a_version_that_is_too_old_is_not_used() -> None:
     assert counts == {("stale", "fallback"): 2, ("stale", "void"): 1}
 
 
-def test_the_previous_version_answers_if_it_can_and_has_its_own_age() -> None:
-    made = [guard.previous("last-good"), guard.fallback("zero", 0, max_age="1h")]
-    hour = 3_600_000_000
-
-    def previous(rows: Ints) -> tuple[Array, Ints]:
-        assert rows.tolist() == [1, 2, 3]
-        return np.array([20.0, np.nan, 40.0]), np.array([hour, hour, hour + 1])
-
-    out, acted, counts = served(made, [1.0, None, INF, None], previous=previous)
-    assert (out, acted) == ([1.0, 20.0, 0.0, 0.0], [None, "last-good", "zero", "last-good,zero"])
-    assert counts == {("last-good", "previous"): 2, ("last-good", "void"): 1, ("zero", "fallback"): 2}
-
-
 def test_what_a_fallback_gave_is_not_too_old() -> None:
     made = [guard.fallback("none", 5), guard.fallback("stale", 0, max_age="1us")]
     assert served(made, [None, 1.0], [9, 9])[:2] == ([5.0, 0.0], ["none", "stale"])
@@ -397,11 +369,12 @@ def test_a_row_alone_divides_as_among_others() -> None:
 def test_without_guards_predictions_stay() -> None:
     assert served([], [1.0, None])[:2] == ([1.0, None], [None, None])
     guards = Guards([], QUESTIONS, FLOAT, False, WHAT)
-    assert (len(guards), guards.definition, guards.counts, guards.asks_previous) == (0, [], {}, False)
+    assert (len(guards), guards.definition, guards.counts, guards.falls_back) == (0, [], {}, False)
 
 
-def test_a_learner_is_asked_for_its_previous_version_only_when_declared() -> None:
-    assert Guards([guard.previous("old")], QUESTIONS, FLOAT, False, WHAT).asks_previous
+def test_a_failing_learner_is_let_off_only_where_there_is_a_fallback() -> None:
+    assert Guards([guard.fallback("zero", 0.0)], QUESTIONS, FLOAT, False, WHAT).falls_back
+    assert not Guards([guard.refuse("none", pl.col("yes"))], QUESTIONS, FLOAT, False, WHAT).falls_back
 
 
 def test_definitions_tell_guards_apart() -> None:
@@ -415,7 +388,6 @@ def test_definitions_tell_guards_apart() -> None:
             guard.route("a", holds, 1.0),
             guard.route("a", holds, pl.col("x")),
             guard.override("a", holds, 0.0),
-            guard.previous("a"),
             guard.fallback("a", 0.0),
             guard.fallback("a", 0.0, max_age="1d"),
             guard.clip("a", 0, 1),
@@ -440,7 +412,7 @@ NUMBER = (FLOAT, False)
     [
         (lambda: guard.refuse("", pl.lit(True)), "refuse: the name is '': expected lower-case letters"),
         (lambda: guard.clip("a,b", 0, 1), "clip: the name is 'a,b'"),
-        (lambda: guard.previous(None), "previous: the name is None"),  # type: ignore[arg-type]
+        (lambda: guard.rounded(None, 1), "rounded: the name is None"),  # type: ignore[arg-type]
         (lambda: guard.clip("c", 2, 1), "clip 'c': low is 2 and high is 1: expected two numbers, low <= high"),
         (lambda: guard.clip("c", 0, float("nan")), "high is nan"),
         (lambda: guard.clip("c", "0", 1), "low is '0'"),  # type: ignore[arg-type]
