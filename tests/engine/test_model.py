@@ -27,6 +27,7 @@ from river import (
     tree,
 )
 
+from engine.learners import Ridge
 from engine.model import KeptModel, ModelError
 from engine.spec import ModelSpec, definition, fingerprint, prediction_schema, warnings
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, STRING, TIME, Delta, Schema, accumulate, concat, to_column
@@ -592,3 +593,45 @@ def test_a_metric_of_probabilities_needs_a_learner_that_gives_them() -> None:
     assert found == [1.0, 1.0]
     with pytest.raises(DefinitionError, match="HoeffdingTreeRegressor expects Int64 or Float64"):
         spec(**BINARY, learner=tree.HoeffdingTreeRegressor())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_learner_that_can_unlearn_is_as_if_it_had_learnt_only_what_holds(seed: int) -> None:
+    q, a, _ = history(random.Random(seed), 120)
+    learner = Ridge()
+    model = KeptModel(spec(learner=learner, features=("a",), wait=4))
+    _, training = model.apply(q, a, BEGINNING)
+    there = accumulate([training], model.training.schema)
+    fresh = learner.clone()
+    for row in there.iter_rows(named=True):
+        fresh.learn_one({} if row["a"] is None else {"a": row["a"]}, row["label"])
+    assert len(there) > 2
+    for x in ({"a": 0.0}, {"a": 1.0}, {"a": -3.0}):
+        assert model.keeper.model.predict_one(x) == fresh.predict_one(x), "to the last bit, in any order"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_training_set_is_the_join_of_questions_as_served_and_answers_as_known(seed: int) -> None:
+    q, a, _ = history(random.Random(seed), 120)
+    model = KeptModel(spec(wait=4))
+    parts = [
+        model.apply(q.take(q.seq == i), a.take(a.seq == i), BEGINNING, np.arange(i, i + 1), i)
+        for i in sorted({*q.seq.tolist(), *a.seq.tolist()})
+    ]
+    served = concat([p for p, _ in parts])
+    there = accumulate([t for _, t in parts], model.training.schema)
+    whole = accumulate([KeptModel(spec(wait=4)).apply(q, a, BEGINNING)[1]], model.training.schema)
+    assert there.equals(whole)
+    predicted = dict(
+        zip(
+            zip(served.columns["id"].tolist(), served.at.tolist(), strict=True),
+            served.columns["prediction"].tolist(),
+            strict=True,
+        )
+    )
+    for row in there.iter_rows(named=True):
+        key = row["id"], row["_at"]
+        assert row["prediction"] == predicted[key]
+        one = q.take((q.columns["id"] == row["id"]) & (q.at == row["_at"]) & (q.weight > 0)).columns["a"]
+        assert (None if np.isnan(one[0]) else one[0]) == row["a"], "as it was when it was asked"
+    assert len(there.unique(["id", "_at"])) == len(there)
