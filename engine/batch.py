@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from operators.delta import Delta, Ints
+
+Way = Literal["incremental", "full"]
+
+
+@dataclass(slots=True)
+class Refresh:
+    """A refresh of a deferred view. changes: how many are fed to it. seconds: what its steps took so far."""
+
+    way: Way
+    changes: int
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -16,10 +28,12 @@ class Batch:
     number: counts batches from 1. deltas: by source or node name. watermark: for each source the event time below which
     no change is expected any more, after this batch. horizon: for each source the event time below which no change is
     accepted any more, from this batch on. Both also for what deferred views wait with. read: for each source how many
-    changes have been read, this batch included. first, last: the `seq` of its first and its last change. clock: when
-    the first became known; known: when each did, by `seq`. live: whether the present is being followed. held: for each
-    deferred view the watermarks of its sources that it contains, how many changes it waits with, and how often it was
-    refreshed. dead, late: lines for these outputs.
+    changes have been read, this batch included. first, last: the `seq` of its first and its last change; without
+    changes of the one that comes next. clock: when the first became known; without changes the time at which views are
+    due. known: when each change became known, by `seq`. live: whether the present is being followed. due: the views
+    that are refreshed with what is known after this batch. refreshed: those of them for which anything was pending.
+    held: for each deferred view the watermarks of its sources that it contains, and how many changes it waits with.
+    dead, late: lines for these outputs.
     """
 
     number: int
@@ -30,8 +44,15 @@ class Batch:
     first: int = 0
     last: int = 0
     clock: int | None = None
-    live: bool = False
     known: Ints = field(default_factory=lambda: np.empty(0, np.int64))
-    held: dict[str, tuple[dict[str, int], int, int]] = field(default_factory=dict)
+    live: bool = False
+    due: frozenset[str] = frozenset()
+    refreshed: dict[str, Refresh] = field(default_factory=dict)
+    held: dict[str, tuple[dict[str, int], int]] = field(default_factory=dict)
     dead: list[bytes] = field(default_factory=list)
     late: list[bytes] = field(default_factory=list)
+
+    @property
+    def full(self) -> frozenset[str]:
+        """The views that are computed from scratch."""
+        return frozenset(view for view, r in self.refreshed.items() if r.way == "full")

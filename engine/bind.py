@@ -13,7 +13,10 @@ from engine.decode import Decoder, Shape
 from engine.graph import Graph, Source
 from engine.lines import Lines
 from engine.merge import Chunk, Partition
+from engine.plan import lags
+from engine.policy import duration, parse
 from engine.settings import Settings, SettingsError, SourceSettings
+from operators.operator import microseconds
 
 
 def shape_of(source: Source) -> Shape:
@@ -108,6 +111,23 @@ def check_bindings(graph: Graph, settings: Settings) -> None:
         )
     for source in graph.sources.values():
         files(source, settings)
+
+
+def set_policies(graph: Graph, settings: Settings) -> None:
+    """Give views and models the refresh policies of the settings. Raises `DefinitionError`."""
+    for name, text in settings.refresh.items():
+        graph.refresh(name, parse(text, f"refresh of {name!r}"))
+
+
+def check_lags(graph: Graph, settings: Settings) -> None:
+    """Raises `SettingsError` when a target lag is less than an epoch, `DefinitionError` when one cannot be kept."""
+    epoch = microseconds(settings.epoch, "epoch")
+    for view, lag in lags(graph).items():
+        if lag < epoch:
+            raise SettingsError(
+                f"view {view!r}: its target_lag is {duration(lag)}, but what it contains is saved only every "
+                f"{settings.epoch} (epoch); expected a target_lag of {settings.epoch} or more, or a shorter epoch"
+            )
 
 
 def partitions(

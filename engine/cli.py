@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from engine.bind import check_bindings
+from engine.bind import check_bindings, check_lags, set_policies
 from engine.flow import FlowError, Run
 from engine.large import LargeStateError
 from engine.metrics import serve
@@ -85,12 +85,22 @@ def _opened(path: Path) -> tuple[Pipeline, Path]:
 
 
 PipelineArg = Annotated[Path, typer.Argument(help="A folder with a pipeline.py, or a Python file.", show_default=False)]
+RefreshOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Another refresh policy of a view or model: name=policy.", show_default=False),
+]
 
 
 @app.command(epilog="Example: freshet check examples/flights")
-def check(pipeline: PipelineArg) -> None:
+def check(pipeline: PipelineArg, refresh: RefreshOption = None) -> None:
     """Build a pipeline and print its graph and schemas, without running it."""
-    p, _ = _opened(pipeline)
+    p, folder = _opened(pipeline)
+    try:
+        settings = load(folder, {}, refreshes=refresh or [])
+        set_policies(p, settings)
+        check_lags(p, settings)
+    except (SettingsError, DefinitionError) as error:
+        _fail(error, 2)
     console.print(graph_of(p))
     _warn(p)
 
@@ -103,7 +113,7 @@ def _warn(p: Pipeline) -> None:
 
 @app.command(
     epilog="Examples: freshet run examples/flights --days 14 · "
-    "freshet run my/pipeline --bind orders=orders.jsonl,changes --follow"
+    "freshet run my/pipeline --bind orders=orders.jsonl,changes --refresh \"daily=deferred(every='1h')\" --follow"
 )
 def run(
     pipeline: PipelineArg,
@@ -117,6 +127,7 @@ def run(
         list[str] | None,
         typer.Option(help="Where a source comes from: name=path or name=path,format.", show_default=False),
     ] = None,
+    refresh: RefreshOption = None,
     workers: Annotated[
         int | None, typer.Option(help="Threads that run the dataflow. [default: 1]", show_default=False)
     ] = None,
@@ -140,18 +151,21 @@ def run(
     out, state = out or Path("out") / folder.resolve().name, state or Path("state") / folder.resolve().name
     given = {"workers": workers, "shards": shards, "batch_rows": batch_rows, "epoch": epoch, "port": port}
     try:
-        settings = load(folder, given, bind or [])
+        settings = load(folder, given, bind or [], refresh or [])
+        set_policies(p, settings)
         if p.prepare is not None and not bind:
             with errors.status(f"{p.name}: preparing the data"):
                 p.prepare(folder)
         check_bindings(p, settings)
+        check_lags(p, settings)
         held = claim(state, p.name, p.definition(), settings.shards, out, outputs(p))
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
     except StateError as error:
         _fail(error, 3)
     _warn(p)
-    live = Run(p, settings, out, held.recovery, follow, None if days is None else int(days * 86_400_000_000))
+    until = None if days is None else int(days * 86_400_000_000)
+    live = Run(p, settings, out, held.recovery, follow, until, lambda: time.time_ns() // 1000 if follow else None)
     _go(live, held, settings, quiet)
 
 
@@ -174,7 +188,7 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    server = serve(settings.port, lambda: (figures(live, _now(live)), _is_live(live))) if settings.port else None
+    server = serve(settings.port, lambda: (figures(live, live.now()), _is_live(live))) if settings.port else None
     if server is not None and live.follow and not quiet:
         errors.print(f"metrics: http://127.0.0.1:{server.server_address[1]}/metrics", highlight=False)
     began = time.monotonic()
@@ -197,10 +211,6 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
     held.release()
     if not quiet:
         console.print(summary_of(live.graph, final, seconds, stopped=live.stop.is_set()))
-
-
-def _now(live: Run) -> int | None:
-    return time.time_ns() // 1000 if live.follow else None
 
 
 def _is_live(live: Run) -> bool:

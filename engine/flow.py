@@ -2,7 +2,8 @@
 
     read (merge of all partitions, in order of knowledge)
       -> for each stage: split by key -> shards (state of the operators) -> gather
-         (before the stage in which a deferred view begins, its changes are held until it is due)
+         (before the stage in which a deferred view begins, its changes are held until it is due; behind the one in
+         which it ends, what comes out is settled)
       -> each model in turn
       -> publish
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
+from time import perf_counter
 from typing import Any
 
 import bytewax.operators as bw
@@ -29,12 +31,13 @@ from bytewax.run import cli_main
 
 from engine.batch import Batch
 from engine.bind import partitions
+from engine.cost import Costs
 from engine.graph import Graph, Hold, Model
-from engine.hold import Holding
+from engine.hold import Holding, Settling
 from engine.large import Large
 from engine.merge import Merge
 from engine.model import KeptModel, kept
-from engine.plan import Stage, due, rank, steps, watermark
+from engine.plan import Settle, Stage, due, rank, steps, watermark
 from engine.publish import Publish
 from engine.settings import Settings
 from engine.view import Gather, Part, Shard, Split
@@ -50,7 +53,10 @@ class FlowError(RuntimeError):
 
 @dataclass
 class Run:
-    """A run of a pipeline: what it was asked to do, and the live stages, for whoever wants to look."""
+    """A run of a pipeline: what it was asked to do, and the live stages, for whoever wants to look.
+
+    now: the present in microseconds; None in a run to the end, whose clock is the data.
+    """
 
     graph: Graph
     settings: Settings
@@ -58,9 +64,11 @@ class Run:
     recovery: Path
     follow: bool = False
     until: int | None = None
+    now: Callable[[], int | None] = lambda: None
     stop: Event = field(default_factory=Event)
     merge: Merge | None = None
     shards: list[Shard] = field(default_factory=list)
+    costs: dict[str, Costs] = field(default_factory=dict)
     models: dict[str, KeptModel] = field(default_factory=dict)
     publish: Publish | None = None
     failed: tuple[str, BaseException] | None = None
@@ -126,7 +134,7 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         done = self._run.publish.number if self._run.publish is not None else self._began
         if self._merge.number - done >= _CAP:
             return []
-        batch = self._next()
+        batch = self._next(self._run.now())
         if batch is None:
             if self._run.follow:
                 return []
@@ -180,8 +188,14 @@ class _Nothing(DynamicSink[Any]):
 def build(run: Run) -> Dataflow:
     """The dataflow of a run."""
     stream: Any = bw.input("read", Dataflow(run.graph.name), _Input(run))
+    run.costs = {view: Costs(h.refresh.mode or "incremental") for view, h in run.graph.holds.items()}
     for step in steps(run.graph):
-        stream = _hold(run, step, stream) if isinstance(step, Hold) else _stage(run, step, stream)
+        if isinstance(step, Stage):
+            stream = _stage(run, step, stream)
+        elif isinstance(step, Hold):
+            stream = _hold(run, step, stream)
+        else:
+            stream = _settle(run, step, stream)
     stream = bw.map("one", stream, lambda batch: ("all", batch))
     for model in run.graph.models.values():
         stream = bw.stateful_batch(f"model-{model.name}", stream, _model(run, model))
@@ -193,32 +207,39 @@ def build(run: Run) -> Dataflow:
 
 def _hold(run: Run, hold: Hold, stream: Any) -> Any:
     what = f"view {hold.view}: waiting"
+    return _kept(run, what, f"hold-{hold.view}", lambda: Holding(run.graph, hold, run.costs[hold.view]), stream)
+
+
+def _settle(run: Run, step: Settle, stream: Any) -> Any:
+    hold = step.hold
+    what = f"view {hold.view}: settling"
+    return _kept(
+        run, what, f"settle-{hold.view}", lambda: Settling(run.graph, hold, run.costs[hold.view], perf_counter), stream
+    )
+
+
+def _kept(run: Run, what: str, name: str, make: Callable[[], Holding | Settling], stream: Any) -> Any:
+    """A step that takes whole batches, one after another, and keeps state."""
 
     def build_one(state: Any) -> _Keep:
-        mine, large = Holding(run.graph, hold), Large(run.large, f"hold-{hold.view}")
+        mine, large = make(), Large(run.large, name)
         if state is not None:
             mine.restore(large.load(state))
         return _Keep(run.guard(what, lambda batch: [mine(batch)]), run.guard(what, lambda: large.save(mine.snapshot())))
 
-    keyed = bw.map(f"hold-{hold.view}-one", stream, lambda batch: ("all", batch))
-    done = bw.stateful_batch(f"hold-{hold.view}", keyed, run.guard(what, build_one))
-    return bw.map(f"hold-{hold.view}-done", done, lambda keyed: keyed[1])
+    keyed = bw.map(f"{name}-one", stream, lambda batch: ("all", batch))
+    done = bw.stateful_batch(name, keyed, run.guard(what, build_one))
+    return bw.map(f"{name}-done", done, lambda keyed: keyed[1])
 
 
 def _stage(run: Run, stage: Stage, stream: Any) -> Any:
     if not stage.split:
-        whole = Shard(run.graph, stage)
-
-        def apply(batch: Batch) -> Batch:
-            batch.deltas.update(whole.apply(batch.deltas, batch.horizon))
-            return batch
-
-        return bw.map(stage.name, stream, run.guard(stage.name, apply))
+        return bw.map(stage.name, stream, run.guard(stage.name, Shard(run.graph, stage, perf_counter).whole))
 
     split = run.guard(f"{stage.name}: split", Split(stage, run.settings.shards))
 
     def shard(state: Any) -> _Keep:
-        mine, large = Shard(run.graph, stage), Large(run.large, stage.name)
+        mine, large = Shard(run.graph, stage, perf_counter), Large(run.large, stage.name)
         if state is not None:
             mine.restore(large.load(state))
         run.shards.append(mine)

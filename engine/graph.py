@@ -5,17 +5,18 @@ Nodes are in an order in which each comes after its inputs.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from engine.policy import Deferred, Immediate, Policy
+from engine.policy import Deferred, Immediate, Policy, check_model, check_view
 from engine.spec import ModelSpec
 from engine.spec import definition as model_definition
 from operators.delta import BOOL, Schema
-from operators.operator import Operator
+from operators.operator import DefinitionError, Operator
 
 DELETED = "deleted"
 """The column by which a message says that its key is gone."""
@@ -73,10 +74,15 @@ class Node:
     inputs: tuple[str, ...]
     schema: Schema
 
+    @property
+    def view(self) -> str:
+        """The view that it is a step of; the source, for the step that keeps its newest messages."""
+        return self.name.partition(".")[0]
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(eq=False)
 class View:
-    """A named relation that the engine keeps."""
+    """A named relation that the engine keeps. `Graph.refresh` says when it takes in changes."""
 
     name: str
     schema: Schema
@@ -116,16 +122,67 @@ class Sink:
 
 
 class Graph:
-    """All that a pipeline declares, by name."""
+    """All that a pipeline declares, by name.
+
+    declared: the steps as they were declared. nodes, holds: what follows when views are refreshed as their policies
+    say: the steps of a deferred view read what it waits with.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.sources: dict[str, Source] = {}
+        self.declared: dict[str, Node] = {}
         self.nodes: dict[str, Node] = {}
         self.holds: dict[str, Hold] = {}
         self.views: dict[str, View] = {}
         self.models: dict[str, Model] = {}
         self.sinks: dict[str, Sink] = {}
+
+    def refresh(self, name: str, policy: Policy) -> None:
+        """Give a view or model another policy; the same as declaring it with that one.
+
+        Raises `DefinitionError` when there is none of that name, or it cannot be refreshed so.
+        """
+        if (model := self.models.get(name)) is not None:
+            check_model(model.spec, policy)
+            self.models[name] = replace(model, refresh=policy)
+            return
+        kept = [v for v in self.views if v in self.declared]
+        if name not in kept:
+            names = [*kept, *self.models]
+            close = difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise DefinitionError(
+                f"refresh: no view or model {name!r} in pipeline {self.name!r}{hint} Known: {', '.join(names)}"
+            )
+        self._check(name, policy, [n for n in self.declared.values() if n.view == name])
+        self.views[name].refresh = policy
+        self._hold()
+
+    def _check(self, view: str, policy: object, nodes: Iterable[Node]) -> None:
+        """Raises `DefinitionError` when a view of these steps cannot be refreshed so."""
+        check_view(policy, f"view {view!r}")
+        if isinstance(policy, Deferred) and policy.mode in ("full", "auto"):
+            for n in nodes:
+                if n.operator.forgets:
+                    raise DefinitionError(
+                        f"view {view!r}: refresh is {policy}, but {n.operator.name} forgets keys (keep=), so that a "
+                        "view that starts anew would be another; expected mode='incremental', or no keep="
+                    )
+
+    def _hold(self) -> None:
+        """Let nodes and holds follow from what is declared."""
+        self.holds = {}
+        for view in self.views.values():
+            if isinstance(view.refresh, Deferred):
+                mine = {n.name: n for n in self.declared.values() if n.view == view.name}
+                given = dict.fromkeys(i for n in mine.values() for i in n.inputs if i not in mine)
+                inputs = tuple((f"{view.name} waits with {i}", i) for i in given)
+                self.holds[view.name] = Hold(view.name, view.refresh, inputs)
+        self.nodes = {}
+        for name, n in self.declared.items():
+            held = {i: h for h, i in self.holds[n.view].inputs} if n.view in self.holds else {}
+            self.nodes[name] = replace(n, inputs=tuple(held.get(i, i) for i in n.inputs))
 
     @property
     def schemas(self) -> dict[str, Schema]:

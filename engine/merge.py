@@ -13,7 +13,7 @@ far; of an idle one, what was known `idle_after` ago) by more than the `lateness
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -23,8 +23,8 @@ import orjson
 
 from engine.batch import Batch
 from engine.graph import DELETED, Source
-from engine.policy import Deferred
 from engine.scan import Records
+from engine.schedule import Due, Schedule
 from operators.delta import BEGINNING, NULL, Array, Columns, Delta, Ints, concat, empty, in_order
 
 _DAY = 86_400_000_000
@@ -181,7 +181,7 @@ class Merge:
     partitions: for each source its partitions, in a fixed order; sources in the order of declaration. rank: sources by
     which ties are broken, first the one that comes first. batch_rows: a batch ends at a multiple of this number of
     rows, where a deferred view is due, or where nothing more is there. until: rows known at or after it are left unread
-    (microseconds after midnight of the first day). holds: when each deferred view is due, and its sources.
+    (microseconds after midnight of the first day). dues: when each deferred view is due.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Merge:
         batch_rows: int = 1000,
         until: int | None = None,
         state: Any = None,
-        holds: Sequence[tuple[Deferred, Collection[str]]] = (),
+        dues: Sequence[Due] = (),
     ) -> None:
         feeds = [
             _Feed(
@@ -209,7 +209,7 @@ class Merge:
         self.sources = [source for source, _ in partitions]
         self.batch_rows = batch_rows
         self.until = until
-        self.holds = list(holds)
+        self.schedule = Schedule(dues, [s.name for s in self.sources], state["schedule"] if state else None)
         self.number: int = state["number"] if state else 0
         self.seq: int = state["seq"] if state else 0
         self.clock: int = state["clock"] if state else BEGINNING
@@ -253,10 +253,20 @@ class Merge:
             "seq": self.seq,
             "clock": self.clock,
             "began": self.began,
+            "schedule": self.schedule.state(),
         }
 
-    def next(self) -> Batch | None:
-        """The next batch; None when nothing more is there now."""
+    def next(self, now: int | None = None) -> Batch | None:
+        """The next batch; None when nothing more is there now.
+
+        now: the present, by which views become due while all partitions have ended for the moment.
+        """
+        batch = self._next()
+        if batch is None and now is not None and all(f.partition.ended for f in self.feeds):
+            return self._refreshing(self.schedule.idle(now), now)
+        return batch
+
+    def _next(self) -> Batch | None:
         want = self.batch_rows - self.seq % self.batch_rows
         while True:
             ready = self._ready()
@@ -272,27 +282,40 @@ class Merge:
         bound = self._bound()
         if bound is not None:
             ready = [min(r, int(np.searchsorted(f.known, bound))) for r, f in zip(ready, self.feeds, strict=True)]
-        horizon = {s.name: self._reached(s) - s.lateness for s in self.sources}
+        if firsts := [int(f.known[0]) for f, r in zip(self.feeds, ready, strict=True) if r]:
+            clock = max(min(firsts), self.clock)
+            if (batch := self._refreshing(self.schedule.before(clock), clock)) is not None:
+                return batch
+        horizon = self._horizon()
         first_seq = self.seq
-        taken = self._take(ready, want)
+        taken, due = self._take(ready, want)
         dead = [line for feed in self.feeds for line in feed.hand_out_bad()]
         if not taken and not dead:
             return None
         self.number += 1
-        batch = Batch(self.number, {}, {}, {n: max(h, BEGINNING) for n, h in horizon.items()}, self.read, dead=dead)
+        batch = Batch(self.number, {}, {}, horizon, self.read, due=frozenset(due), dead=dead)
         if taken:
-            batch.first, batch.last, batch.clock, batch.known = (
-                first_seq,
-                self.seq - 1,
-                int(self._known[0]),
-                self._known,
-            )
+            batch.first, batch.last = first_seq, self.seq - 1
+            batch.clock, batch.known = int(self._known[0]), self._known
         for source in self.sources:
             mine = [d for f, d, late in taken if f.source is source]
             batch.late += [line for f, _, late in taken if f.source is source for line in late]
             batch.deltas[source.name] = in_order(concat(mine)) if mine else empty(source.messages)
             batch.watermark[source.name] = self._reached(source)
         return batch
+
+    def _refreshing(self, due: Sequence[str], clock: int) -> Batch | None:
+        """A batch without changes, before which these views are due; None when none is."""
+        if not due:
+            return None
+        self.number += 1
+        none = {s.name: empty(s.messages) for s in self.sources}
+        batch = Batch(self.number, none, self.watermark, self._horizon(), self.read, self.seq, self.seq, clock)
+        batch.known, batch.due = np.array([clock]), frozenset(due)
+        return batch
+
+    def _horizon(self) -> dict[str, int]:
+        return {s.name: max(self._reached(s) - s.lateness, BEGINNING) for s in self.sources}
 
     def _ready(self) -> list[int]:
         """For each feed how many rows can be handed out before any row that is still unread elsewhere."""
@@ -326,17 +349,18 @@ class Merge:
             return self.clock
         return least if source.idle_after is None else max(least, self.clock - source.idle_after)
 
-    def _take(self, ready: Sequence[int], want: int) -> list[tuple[_Feed, Delta, list[bytes]]]:
+    def _take(self, ready: Sequence[int], want: int) -> tuple[list[tuple[_Feed, Delta, list[bytes]]], list[str]]:
+        """Hand out so many rows at most; and the views that are due after them."""
         some = [(f, min(r, want)) for f, r in zip(self.feeds, ready, strict=True) if r]
         if not some:
-            return []
+            return [], []
         if len(some) == 1:
-            counts = [self._stop(some, some[0][0].known[: min(some[0][1], want)], None)]
-            ranks = [np.arange(counts[0])]
+            want, due = self._stop(some, some[0][0].known[: some[0][1]], None)
+            counts, ranks = [want], [np.arange(want)]
         else:
             known = np.concatenate([f.known[:n] for f, n in some])
             order = np.argsort(known, kind="stable")[:want]
-            want = self._stop(some, known[order], order)
+            want, due = self._stop(some, known[order], order)
             order = order[:want]
             place = np.empty(sum(n for _, n in some), np.int64)
             place[:] = want
@@ -354,27 +378,18 @@ class Merge:
         done = [(f, *self._judge(f, d, known, records, rank, clock)) for f, d, known, records, rank in handed]
         self.seq += total
         self.clock, self._known = int(clock[-1]), clock
-        return done
+        return done, due
 
-    def _stop(self, some: Sequence[tuple[_Feed, int]], known: Ints, order: Ints | None) -> int:
-        """How many of the rows to take: a batch ends where a deferred view is due, so that the cut does not show."""
-        n = len(known)
-        if not self.holds:
-            return n
-        turn = np.maximum(np.maximum.accumulate(known), self.clock)
+    def _stop(self, some: Sequence[tuple[_Feed, int]], known: Ints, order: Ints | None) -> tuple[int, list[str]]:
+        """How many of the rows to take, for a batch ends where a view is due; and which are due after them."""
+        if not self.schedule.dues:
+            return len(known), []
+        clock = np.maximum(np.maximum.accumulate(known), self.clock)
         whose = np.repeat([self.sources.index(f.source) for f, _ in some], [m for _, m in some])
-        whose = whose[:n] if order is None else whose[order]
+        whose = whose[: len(known)] if order is None else whose[order]
         read = self.read
-        for hold, sources in self.holds:
-            if hold.every is not None:
-                later = np.flatnonzero(turn[1:n] // hold.every > turn[: n - 1] // hold.every)
-                n = int(later[0]) + 1 if len(later) else n
-            if hold.rows is not None:
-                before = sum(read[s] for s in sources) % hold.rows
-                mine = np.isin(whose[:n], [i for i, s in enumerate(self.sources) if s.name in sources])
-                full = np.flatnonzero(np.cumsum(mine) + before >= hold.rows)
-                n = int(full[0]) + 1 if len(full) else n
-        return n
+        n = self.schedule.stop(clock, whose, read)
+        return n, self.schedule.take(clock[:n], whose[:n], read)
 
     def _judge(
         self, feed: _Feed, delta: Delta, known: Ints, records: Records, rank: Ints, clock: Ints

@@ -40,7 +40,17 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "freshet_view_age_seconds": ("gauge", ("view",), "Present minus frontier; absent in a replay."),
     "freshet_view_pending_changes": ("gauge", ("view",), "Changes read that the view does not contain yet."),
-    "freshet_view_refreshes": ("counter", ("view",), "Refreshes of a deferred view."),
+    "freshet_view_refreshes": ("counter", ("view", "mode"), "Refreshes of a deferred view."),
+    "freshet_view_refresh_seconds": (
+        "counter",
+        ("view", "mode"),
+        "Seconds that the refreshes of a deferred view took.",
+    ),
+    "freshet_view_refresh_predicted_seconds": (
+        "gauge",
+        ("view", "mode"),
+        "What the last refresh of a deferred view was expected to take in each mode.",
+    ),
     "freshet_view_phase": ("gauge", ("view", "phase"), "1 for the present phase: backfill or live."),
     "freshet_step_keys": ("gauge", ("step",), "Keys held by an operator."),
     "freshet_step_state_bytes": ("gauge", ("step",), "Bytes of state held by an operator."),
@@ -68,8 +78,11 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
         yield "freshet_view_rows", (name,), v["rows"]
         yield "freshet_view_retractions", (name,), v["retracted"]
         yield "freshet_view_pending_changes", (name,), v["pending_changes"]
-        if v["refreshes"] is not None:
-            yield "freshet_view_refreshes", (name,), v["refreshes"]
+        for mode, m in (v["refresh"] or {}).get("ways", {}).items():
+            yield "freshet_view_refreshes", (name, mode), m["refreshes"]
+            yield "freshet_view_refresh_seconds", (name, mode), m["seconds"]
+            if m["predicted_seconds"] is not None:
+                yield "freshet_view_refresh_predicted_seconds", (name, mode), m["predicted_seconds"]
         for phase in ("backfill", "live"):
             yield "freshet_view_phase", (name, phase), float((phase == "live") == live)
         if v["frontier"]:

@@ -28,30 +28,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from river import base
 
 from engine.examples import OPEN, Answer, Examples, Question
 from engine.fit import Beside, Here
 from engine.guard import Taken
 from engine.learners import retraction, unlearn
 from engine.log import ChangeLog
-from engine.policy import LOSS, Deferred, Immediate, OnQuery, Policy
+from engine.policy import Deferred, OnQuery, Policy
 from engine.query import Queried
 from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
 from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint, guarded, prediction_schema
 from engine.student import Judge, ModelError, Online, Reading, guesser, values
 from engine.training import MemoryLog, Training, column
 from engine.versions import Versions
-from operators.delta import BOOL, FLOAT, INT, STRING, Columns, Delta, Ints, Schema, concat, empty, is_null
-from operators.operator import DefinitionError, known
+from operators.delta import FLOAT, STRING, Columns, Delta, Ints, Schema, concat, empty, is_null
 
-__all__ = ["KeptModel", "ModelError", "check", "kept"]
+__all__ = ["KeptModel", "ModelError", "kept"]
 
 
 class Keeper(Protocol):
@@ -531,45 +528,6 @@ def _moved(delta: Delta, keys: list[Any]) -> list[bool]:
     signs = [w > 0 for w in delta.weight.tolist()]
     there = set(zip(delta.seq.tolist(), keys, signs, strict=True))
     return [(s, k, not w) in there for s, k, w in zip(delta.seq.tolist(), keys, signs, strict=True)]
-
-
-def check(spec: ModelSpec, refresh: Policy) -> None:
-    """Raises `DefinitionError` when a policy cannot keep a model."""
-    what = f"model {spec.name!r}"
-    if isinstance(refresh, Immediate):
-        if not spec.river:
-            raise DefinitionError(
-                f"{what}: {type(spec.learner).__name__} is fitted as a whole, so it cannot learn each answer as it "
-                "comes: declare refresh=deferred(every='1d'), or take a learner of river"
-            )
-    elif isinstance(refresh, Deferred):
-        _check_deferred(spec, refresh, what)
-    elif refresh.index == "approximate" and find_spec("usearch") is None:
-        raise DefinitionError(f"{what}: index='approximate' needs usearch: pip install 'freshet[approximate]'")
-
-
-def _check_deferred(spec: ModelSpec, refresh: Deferred, what: str) -> None:
-    what = f"{what}: refresh {refresh}"
-    if refresh.target_lag == "downstream":
-        raise DefinitionError(f"{what}: nothing stands on a model; give its target_lag a duration such as '1h'")
-    for name, _ in refresh.drift:
-        if name != LOSS:
-            known([name], {f: spec.questions[f] for f in spec.features}, f"{what}: drift")
-            if spec.questions[name] not in (INT, FLOAT, BOOL):
-                raise DefinitionError(f"{what}: drift of {name!r}, a {spec.questions[name]}: expected numbers")
-    if refresh.mode in ("incremental", "auto"):
-        if not spec.river:
-            raise DefinitionError(
-                f"{what}: {type(spec.learner).__name__} is fitted as a whole: leave the mode out, or say mode='full'"
-            )
-        if refresh.window is not None:
-            raise DefinitionError(
-                f"{what}: a learner that goes on learning does not forget what leaves the window: "
-                "leave the window out, or say mode='full'"
-            )
-    judge = refresh.debt.shadow if refresh.debt else None
-    if judge is not None and not issubclass(type(judge), base.Estimator):
-        raise DefinitionError(f"{what}: the shadow is {judge!r}: expected a learner of river")
 
 
 def kept(spec: ModelSpec, refresh: Policy, folder: Path | None = None, state: Any = None) -> KeptModel:

@@ -18,10 +18,9 @@ from typing import Any, Literal
 
 import polars as pl
 
-from engine.graph import DELETED, Graph, Hold, Model, Node, Sink, Source, View
+from engine.graph import DELETED, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
-from engine.model import check
-from engine.policy import Deferred, Immediate, OnQuery, Policy, immediate
+from engine.policy import Policy, check_model, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
@@ -191,15 +190,16 @@ class Pipeline(Graph):
         if isinstance(relation, View) or relation.append_only:
             return relation.name, relation.schema
         name = f"{relation.name}.latest"
-        if name not in self.nodes:
+        if name not in self.declared:
             step = latest(by=relation.key, order="at" if relation.table else "position")
-            self.nodes[name] = Node(name, step, (relation.name,), step.schema([relation.messages]))
-        return name, self.nodes[name].schema
+            self.declared[name] = Node(name, step, (relation.name,), step.schema([relation.messages]))
+            self._hold()
+        return name, self.declared[name].schema
 
     def view(self, name: str, start: Relation, *steps: Operator, refresh: Policy | None = None) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
-        refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`.
+        refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`, and how.
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -242,25 +242,16 @@ class Pipeline(Graph):
             made.append(Node(before, step, tuple(inputs), schema))
         if reserved := [c for c in schema if c in (AT, POS)]:
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
-        if isinstance(refresh, Deferred):
-            made = self._held(name, made, refresh)
-        elif refresh is not None and not isinstance(refresh, Immediate):
-            raise DefinitionError(f"{what}: refresh is {refresh!r}; expected immediate() or deferred(...)")
-        self.nodes.update((n.name, n) for n in made)
+        policy = immediate() if refresh is None else refresh
+        self._check(name, policy, made)
         key = tuple(relation.key)
         for step in steps:
             key = getattr(step, "result_key", key)
-        view = View(name, schema, key if all(k in schema for k in key) else (), refresh or immediate())
+        view = View(name, schema, key if all(k in schema for k in key) else (), policy)
+        self.declared.update((n.name, n) for n in made)
         self.views[name] = view
+        self._hold()
         return view
-
-    def _held(self, view: str, nodes: Sequence[Node], refresh: Deferred) -> list[Node]:
-        """The nodes of a deferred view: their inputs from outside come when it is refreshed."""
-        own = {n.name for n in nodes}
-        given = dict.fromkeys(i for n in nodes for i in n.inputs if i not in own)
-        held = {i: f"{view} waits with {i}" for i in given}
-        self.holds[view] = Hold(view, refresh, tuple((h, i) for i, h in held.items()))
-        return [Node(n.name, n.operator, tuple(held.get(i, i) for i in n.inputs), n.schema) for n in nodes]
 
     def model(
         self,
@@ -302,10 +293,7 @@ class Pipeline(Graph):
         known([label], reply_schema, f"{what}: the label in answers {replies.name!r}")
         chosen = tuple(features) if features is not None else tuple(c for c in questions.schema if c not in keys)
         known(chosen, questions.schema, f"{what}: features")
-        if refresh is not None and not isinstance(refresh, (Immediate, Deferred, OnQuery)):
-            raise DefinitionError(
-                f"{what}: refresh is {refresh!r}; expected immediate(), deferred(...) or on_query(...)"
-            )
+        policy = immediate() if refresh is None else refresh
         spec = ModelSpec(
             name=name,
             key=keys,
@@ -322,9 +310,9 @@ class Pipeline(Graph):
             guards=guards,
         )
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys)
-        check(spec, refresh or immediate())
+        check_model(spec, policy)
         training = View(f"{name}.training", training_schema(spec), keys)
-        made = Model(name, spec, questions.name, reply_name, refresh or immediate(), predictions, training)
+        made = Model(name, spec, questions.name, reply_name, policy, predictions, training)
         self.models[name] = made
         self.views |= {predictions.name: predictions, training.name: training}
         return made

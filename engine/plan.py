@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from engine.graph import Graph, Hold, Model, Node
-from engine.policy import Deferred
+from engine.policy import duration
+from engine.schedule import Due
 from operators.delta import BEGINNING
+from operators.operator import DefinitionError
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,21 @@ class _Draft:
     moved: set[str] = field(default_factory=set)
 
 
-def steps(graph: Graph) -> list[Stage | Hold]:
-    """The stages, and before each the holds whose views begin in it, in the order in which they run."""
-    left, found = dict(graph.holds), list[Stage | Hold]()
+@dataclass(frozen=True)
+class Settle:
+    """Where what comes out of a deferred view is put in order."""
+
+    hold: Hold
+
+
+def steps(graph: Graph) -> list[Hold | Stage | Settle]:
+    """The stages in the order in which they run, each between the holds of deferred views that begin in it and the
+    settling of those that end in it."""
+    left, found = dict(graph.holds), list[Hold | Stage | Settle]()
     for stage in stages(graph):
         asked = {i for n in stage.nodes for i in n.inputs}
         now = [h for h in left.values() if asked & {held for held, _ in h.inputs}]
-        found += [*now, stage]
+        found += [*now, stage, *(Settle(graph.holds[n.name]) for n in stage.nodes if n.name in graph.holds)]
         for h in now:
             del left[h.view]
     return found
@@ -56,7 +66,8 @@ def stages(graph: Graph) -> list[Stage]:
     for node in graph.nodes.values():
         waits_for = set[str]().union(*(held.get(i, ()) for i in node.inputs))
         inside = {n.name for n in drafts[-1].nodes} if drafts else set[str]()
-        if not drafts or waits_for & inside or not _joins(node, drafts[-1]):
+        settled = graph.holds.keys() & node.inputs
+        if not drafts or (waits_for | settled) & inside or not _joins(node, drafts[-1]):
             drafts.append(_Draft(node.operator.keys[0] if node.operator.keys else ()))
         _add(node, drafts[-1])
     wanted = (
@@ -135,10 +146,56 @@ def watermark(graph: Graph, model: Model, sources: Mapping[str, int]) -> int:
     return min(questions[model.questions], answers[model.answers])
 
 
-def due(graph: Graph) -> list[tuple[Deferred, frozenset[str]]]:
-    """When each deferred view is refreshed, and the sources that it is made of."""
-    made_of = roots(graph)
-    return [(h.refresh, made_of[h.view]) for h in graph.holds.values()]
+def due(graph: Graph) -> list[Due]:
+    """When each deferred view is refreshed. Raises `DefinitionError`, see `lags`."""
+    made_of, on, found = roots(graph), above(graph), lags(graph)
+    return [
+        Due(
+            h.view,
+            made_of[h.view],
+            h.refresh.every,
+            h.refresh.rows,
+            found.get(h.view),
+            frozenset(found) & on[h.view] if h.view in found else frozenset(),
+        )
+        for h in graph.holds.values()
+    ]
+
+
+def above(graph: Graph) -> dict[str, frozenset[str]]:
+    """For each source, node and view the views that it stands on, however many steps up."""
+    found = {name: frozenset[str]() for name in graph.sources}
+    for node in graph.declared.values():
+        found[node.name] = frozenset().union(*(found[i] | ({i} & graph.views.keys()) for i in node.inputs))
+    return found
+
+
+def lags(graph: Graph) -> dict[str, int]:
+    """The target lag of each view that has one, in microseconds; "downstream" is the least of those that stand on it.
+
+    Raises `DefinitionError` when none of them has one, or a view stands on one that may be further behind.
+    """
+    on, found = above(graph), dict[str, int]()
+    for h in reversed(graph.holds.values()):
+        lag = h.refresh.target_lag
+        if lag == "downstream":
+            below = [found[v] for v in found if h.view in on[v]]
+            if not below:
+                raise DefinitionError(
+                    f"view {h.view!r}: its target_lag is 'downstream', but no view that stands on it has a target_lag; "
+                    "expected a duration such as '5m' here or there"
+                )
+            found[h.view] = min(below)
+        elif lag is not None:
+            found[h.view] = lag
+    for view, lag in found.items():
+        for h in graph.holds.values():
+            if h.view in on[view] and found.get(h.view, lag + 1) > lag:
+                raise DefinitionError(
+                    f"view {view!r}: its target_lag is {duration(lag)}, but it stands on view {h.view!r}, which may be "
+                    f"further behind with {h.refresh}; expected target_lag='downstream' there"
+                )
+    return found
 
 
 def rank(graph: Graph) -> list[str]:

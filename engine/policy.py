@@ -10,12 +10,14 @@ import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from river import base, drift
 
-from engine.spec import describe
-from operators.operator import DefinitionError, microseconds
+from engine.spec import ModelSpec, describe
+from operators.delta import BOOL, FLOAT, INT
+from operators.operator import DefinitionError, known, microseconds
 
 Mode = Literal["incremental", "full", "auto"]
 
@@ -94,13 +96,13 @@ class Deferred:
     window: int | None = None
 
     def __str__(self) -> str:
-        lag = self.target_lag if self.target_lag == "downstream" else _duration(self.target_lag)
-        told = _given(every=_duration(self.every), rows=self.rows, target_lag=lag)
+        lag = self.target_lag if self.target_lag == "downstream" else duration(self.target_lag)
+        told = _given(every=duration(self.every), rows=self.rows, target_lag=lag)
         if self.drift:
             told += ", drift={" + ", ".join(f"{n!r}: {_detector(d)}" for n, d in self.drift) + "}"
         if self.debt:
             told += f", debt={self.debt}"
-        rest = _given(mode=self.mode, window=_duration(self.window))
+        rest = _given(mode=self.mode, window=duration(self.window))
         return f"deferred({', '.join(t for t in (told.removeprefix(', '), rest) if t)})"
 
     @property
@@ -128,8 +130,8 @@ def deferred(
     - every: a cadence such as "1h", in the time at which changes become known (so that a replay refreshes where the
       live run did): with all that was known before each full hour.
     - rows: for a view every so many changes of the sources that it is made of; for a model every so many examples.
-    - target_lag: the view contains each change at most so long after it became known. "downstream": at most as long as
-      the views that stand on it ask for. Views only.
+    - target_lag: the view contains each change, the model has learnt each example, at most so long after it became
+      known. "downstream": at most as long as the views that stand on it ask for (views only).
     - drift: a drift detector of river on the loss of a model, or {feature or "loss": detector}. Models only.
     - debt: the loss of staying with an old version has reached the price of a retrain; see `debt`. A number is its
       price. Models only.
@@ -178,7 +180,7 @@ class OnQuery:
     def __str__(self) -> str:
         fit = None if self.fit == "local" else self.fit
         index = None if self.index == "exact" else self.index
-        return f"on_query({_given(neighbours=self.neighbours, fit=fit, index=index, window=_duration(self.window))})"
+        return f"on_query({_given(neighbours=self.neighbours, fit=fit, index=index, window=duration(self.window))})"
 
     @property
     def definition(self) -> Any:
@@ -215,6 +217,61 @@ def on_query(
 
 
 Policy = Immediate | Deferred | OnQuery
+
+
+def check_view(policy: object, what: str) -> None:
+    """Raises `DefinitionError` naming `what` when a view cannot be refreshed so."""
+    if not isinstance(policy, (Immediate, Deferred)):
+        only = ", which is for models" if isinstance(policy, OnQuery) else ""
+        told = str(policy) if only else repr(policy)
+        raise DefinitionError(f"{what}: refresh is {told}{only}; expected immediate() or deferred(...)")
+    if isinstance(policy, Deferred):
+        for name in ("drift", "debt", "window"):
+            if getattr(policy, name):
+                raise DefinitionError(
+                    f"{what}: refresh is {policy}, but {name}= is for models; expected every=, rows= or target_lag="
+                )
+
+
+def check_model(spec: ModelSpec, refresh: object) -> None:
+    """Raises `DefinitionError` when a policy cannot keep a model."""
+    what = f"model {spec.name!r}"
+    if not isinstance(refresh, (Immediate, Deferred, OnQuery)):
+        raise DefinitionError(f"{what}: refresh is {refresh!r}; expected immediate(), deferred(...) or on_query(...)")
+    if isinstance(refresh, Immediate):
+        if not spec.river:
+            raise DefinitionError(
+                f"{what}: {type(spec.learner).__name__} is fitted as a whole, so it cannot learn each answer as it "
+                "comes: declare refresh=deferred(every='1d'), or take a learner of river"
+            )
+    elif isinstance(refresh, Deferred):
+        _check_deferred(spec, refresh, what)
+    elif refresh.index == "approximate" and find_spec("usearch") is None:
+        raise DefinitionError(f"{what}: index='approximate' needs usearch: pip install 'freshet[approximate]'")
+
+
+def _check_deferred(spec: ModelSpec, refresh: Deferred, what: str) -> None:
+    what = f"{what}: refresh {refresh}"
+    if refresh.target_lag == "downstream":
+        raise DefinitionError(f"{what}: nothing stands on a model; give its target_lag a duration such as '1h'")
+    for name, _ in refresh.drift:
+        if name != LOSS:
+            known([name], {f: spec.questions[f] for f in spec.features}, f"{what}: drift")
+            if spec.questions[name] not in (INT, FLOAT, BOOL):
+                raise DefinitionError(f"{what}: drift of {name!r}, a {spec.questions[name]}: expected numbers")
+    if refresh.mode in ("incremental", "auto"):
+        if not spec.river:
+            raise DefinitionError(
+                f"{what}: {type(spec.learner).__name__} is fitted as a whole: leave the mode out, or say mode='full'"
+            )
+        if refresh.window is not None:
+            raise DefinitionError(
+                f"{what}: a learner that goes on learning does not forget what leaves the window: "
+                "leave the window out, or say mode='full'"
+            )
+    judge = refresh.debt.shadow if refresh.debt else None
+    if judge is not None and not issubclass(type(judge), base.Estimator):
+        raise DefinitionError(f"{what}: the shadow is {judge!r}: expected a learner of river")
 
 
 def parse(text: str, what: str = "refresh") -> Policy:
@@ -259,10 +316,10 @@ def _detector(detector: Any) -> str:
     return f"{type(detector).__name__}({_given(**told)})"
 
 
-def _duration(us: int | None) -> str | None:
+def duration(us: int | None) -> str | None:
     """Microseconds as text that `microseconds` reads.
 
-    >>> _duration(5_400_000_000), _duration(86_400_000_000), _duration(1)
+    >>> duration(5_400_000_000), duration(86_400_000_000), duration(1)
     ('1h30m', '1d', '1us')
     """
     if us is None:

@@ -32,7 +32,7 @@ class Publish:
         self.rows = dict.fromkeys(graph.views, (0, 0))
         self.contained: dict[str, int] = {}
         self.read: dict[str, int] = {}
-        self.held: dict[str, tuple[dict[str, int], int, int]] = {}
+        self.held: dict[str, tuple[dict[str, int], int]] = {}
         lengths = None
         if state is not None:
             self.number, self.rows, self.contained, self.read, self.held, lengths = state

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from bytewax.recovery import init_db_dir
 
-FORMAT = 2
+FORMAT = 3
 
 
 class StateError(RuntimeError):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from engine.batch import Batch
+from engine.cost import Costs
 from engine.graph import DELETED, Graph, Hold, Source
-from engine.hold import Holding
+from engine.hold import Holding, Settling
 from engine.merge import Chunk, Merge, Partition
 from engine.model import kept as kept_model
-from engine.plan import due, rank, steps, watermark
+from engine.plan import Settle, Stage, due, rank, steps, watermark
 from engine.scan import Records
 from engine.view import Shard
 from operators.delta import AT, NULL, POS, Delta, accumulate, to_array
@@ -59,16 +62,22 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
         (source, [FramePartition(source, frames.get(name, empty_frames[name]))])
         for name, source in graph.sources.items()
     ]
-    merge = Merge(parts, rank(graph), batch_rows, holds=due(graph))
-    kept_steps = [Holding(graph, s) if isinstance(s, Hold) else Shard(graph, s) for s in steps(graph)]
+    merge = Merge(parts, rank(graph), batch_rows, dues=due(graph))
+    costs = {view: Costs(h.refresh.mode or "incremental") for view, h in graph.holds.items()}
+
+    def kept_by(step: Hold | Stage | Settle) -> Callable[[Batch], Batch]:
+        if isinstance(step, Stage):
+            return Shard(graph, step, perf_counter).whole
+        if isinstance(step, Hold):
+            return Holding(graph, step, costs[step.view])
+        return Settling(graph, step.hold, costs[step.hold.view], perf_counter)
+
+    work = [kept_by(s) for s in steps(graph)]
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
     while (batch := merge.next()) is not None:
-        for step in kept_steps:
-            if isinstance(step, Holding):
-                step(batch)
-            else:
-                batch.deltas.update(step.apply(batch.deltas, batch.horizon))
+        for apply in work:
+            apply(batch)
         for name, m in graph.models.items():
             asked, told, below = (
                 batch.deltas[m.questions],

@@ -83,7 +83,7 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             "global_lag_seconds": f.global_lag / 1e6 if f else None,
             "age_seconds": f.age / 1e6 if f and f.age is not None else None,
             "pending_changes": f.pending if f else 0,
-            "refreshes": publish.held[name][2] if publish is not None and name in publish.held else None,
+            "refresh": run.costs[name].figures() if name in run.costs else None,
         }
     return {
         "pipeline": graph.name,

@@ -39,6 +39,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     sources: dict[str, SourceSettings] = {}
     """By source name: where its changes come from."""
+    refresh: dict[str, str] = {}
+    """By the name of a view or model: its refresh policy, instead of the one it was declared with."""
     epoch: str = "2s"
     """How often the state is saved; after a crash at most this much work is done again."""
     batch_rows: int = 4000
@@ -51,10 +53,13 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """Where `/metrics` is served on the loopback address; 0 for not at all."""
 
 
-def load(folder: Path, overrides: Mapping[str, Any], binds: Sequence[str] = ()) -> Settings:
+def load(
+    folder: Path, overrides: Mapping[str, Any], binds: Sequence[str] = (), refreshes: Sequence[str] = ()
+) -> Settings:
     """The settings in `folder`/freshet.toml, overridden by those given that are not None.
 
-    binds: further sources as "name=path" or "name=path,format". Raises `SettingsError`.
+    binds: further sources as "name=path" or "name=path,format". refreshes: further policies as "name=policy". Raises
+    `SettingsError`.
     """
     path = folder / "freshet.toml"
     try:
@@ -81,6 +86,13 @@ def load(folder: Path, overrides: Mapping[str, Any], binds: Sequence[str] = ()) 
         if form not in ("rows", "changes", "debezium"):
             raise SettingsError(f"--bind {name}: the format is {form!r}; expected 'rows', 'changes' or 'debezium'")
         settings.sources[name] = SourceSettings(path=file, format=form)  # type: ignore[arg-type]
+    for given_refresh in refreshes:
+        name, equals, policy = given_refresh.partition("=")
+        if not equals or not name or not policy:
+            raise SettingsError(
+                f"--refresh is {given_refresh!r}; expected name=policy, such as \"features=deferred(every='1h')\""
+            )
+        settings.refresh[name] = policy
     for name, least in (("batch_rows", 1), ("shards", 1), ("workers", 1), ("port", 0)):
         if getattr(settings, name) < least:
             raise SettingsError(f"{name} is {getattr(settings, name)}; expected {least} or more")

@@ -28,10 +28,10 @@ def graph_of(graph: Graph) -> RenderableType:
         branch.add(Text(_columns(s.columns), style="dim"))
     views = tree.add("views")
     for view in graph.views.values():
-        if view.name not in graph.nodes:
+        if view.name not in graph.declared:
             continue
         branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}, refresh {view.refresh}"))
-        steps = [n for n in graph.nodes.values() if n.name == view.name or n.name.startswith(f"{view.name}.")]
+        steps = [n for n in graph.declared.values() if n.view == view.name]
         for node in sorted(steps, key=lambda n: (n.name == view.name, n.name)):
             branch.add(Text(f"{node.operator.name} <- {', '.join(node.inputs)}"))
         branch.add(Text(_columns(view.schema), style="dim"))
@@ -114,7 +114,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
             _lag(v["global_lag_seconds"]),
             _number(v["pending_changes"]),
         )
-    parts += [sources, Text(), views, Text()]
+    parts += [sources, Text(), views, Text(), *_refreshes(figures["views"])]
     if figures["models"]:
         models = _table("Models", "model", "questions", "answers", "predictions", "waiting", "closed unanswered")
         for name, m in figures["models"].items():
@@ -134,6 +134,27 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
             Text("freshet run PIPELINE --follow  go on when the files grow, with /metrics"),
         ]
     return Group(*parts)
+
+
+def _refreshes(views: Mapping[str, Any]) -> list[RenderableType]:
+    """How deferred views were refreshed: each mode, what it took, and what was expected of it the last time."""
+    table = _table(
+        "Refreshes",
+        "view, mode",
+        "refreshes",
+        "seconds",
+        "the last in this mode",
+        "expected for the last",
+        "taken last",
+    )
+    for name, v in views.items():
+        for mode, m in (v["refresh"] or {}).get("ways", {}).items():
+            taken = "yes" if v["refresh"]["taken"] == mode else "-"
+            last, expected = m["measured_seconds"], m["predicted_seconds"]
+            table.add_row(
+                f"{name}, {mode}", _number(m["refreshes"]), *map(_number, (m["seconds"], last, expected)), taken
+            )
+    return [table, Text()] if table.row_count else []
 
 
 def _quality(models: Mapping[str, Any]) -> Table:

@@ -7,8 +7,8 @@ parts are there, so that what follows sees each batch whole and once, with any n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,17 @@ import numpy as np
 from engine.batch import Batch
 from engine.graph import DELETED, Graph
 from engine.plan import Stage, horizons
-from operators.delta import Delta, Ints, concat, empty, in_order, is_null
+from operators.delta import BEGINNING, Delta, Ints, concat, empty, in_order, is_null
 from operators.operator import Maintained
 from operators.state import keys_of, shard
 
 
 @dataclass(slots=True)
 class Part:
-    """What one shard gets of a batch, and later gives back. One part of each batch carries the batch itself."""
+    """What one shard gets of a batch, and later gives back. One part of each batch carries the batch itself.
+
+    full: the views that start anew. seconds: what the steps of each deferred view took.
+    """
 
     number: int
     shard: int
@@ -31,6 +34,8 @@ class Part:
     deltas: dict[str, Delta]
     horizon: dict[str, int]
     batch: Batch | None
+    full: frozenset[str] = frozenset()
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Split:
@@ -39,20 +44,25 @@ class Split:
     def __init__(self, stage: Stage, shards: int) -> None:
         self.stage = stage
         self.shards = shards
+        self._views = {n.view for n in stage.nodes}
         self._shard_of: dict[Any, int] = {}
 
     def __call__(self, batch: Batch) -> list[tuple[int, Part]]:
-        """The parts of the batch with their shards: one for each shard that has rows, and at least one."""
+        """The parts of the batch with their shards: one for each shard that has rows, and at least one.
+
+        When a view starts anew every shard has a part.
+        """
+        full = batch.full & self._views
         if self.shards == 1 or not self.stage.split:
             inputs = {n: batch.deltas[n] for n in self._inputs()}
-            return [(0, Part(batch.number, 0, 1, inputs, batch.horizon, batch))]
-        pieces: dict[int, dict[str, Delta]] = {}
+            return [(0, Part(batch.number, 0, 1, inputs, batch.horizon, batch, full))]
+        pieces: dict[int, dict[str, Delta]] = {s: {} for s in range(self.shards)} if full else {}
         for name, key in self.stage.split.items():
             for s, piece in self._cut(batch.deltas[name], key):
                 pieces.setdefault(s, {})[name] = piece
         pieces = pieces or {0: {}}
         return [
-            (s, Part(batch.number, s, len(pieces), mine, batch.horizon, None if i else batch))
+            (s, Part(batch.number, s, len(pieces), mine, batch.horizon, None if i else batch, full))
             for i, (s, mine) in enumerate(sorted(pieces.items()))
         ]
 
@@ -87,31 +97,47 @@ def _of_all_keys(delta: Delta, key: tuple[str, ...]) -> Ints:
 
 
 class Shard:
-    """The state of a stage's nodes for one shard."""
+    """The state of a stage's nodes for one shard. timer: gives seconds."""
 
-    def __init__(self, graph: Graph, stage: Stage) -> None:
-        self.graph, self.stage = graph, stage
+    def __init__(self, graph: Graph, stage: Stage, timer: Callable[[], float]) -> None:
+        self.graph, self.stage, self.timer = graph, stage, timer
         self.schemas = schemas = graph.schemas
         self.maintained: dict[str, Maintained] = {
             n.name: n.operator.start([schemas[i] for i in n.inputs]) for n in stage.nodes
         }
 
-    def apply(self, deltas: Mapping[str, Delta], horizon: Mapping[str, int]) -> dict[str, Delta]:
-        """What follows from these deltas in each node whose result is needed outside."""
-        found, bounds = dict(deltas), horizons(self.graph, horizon)
+    def apply(
+        self, deltas: Mapping[str, Delta], horizon: Mapping[str, int], full: Collection[str]
+    ) -> tuple[dict[str, Delta], dict[str, float]]:
+        """What follows from these deltas in each node whose result is needed outside; what each deferred view took.
+
+        full: the views that start anew; their deltas are all rows, however old.
+        """
+        found, bounds, seconds = dict(deltas), horizons(self.graph, horizon), dict[str, float]()
         for node in self.stage.nodes:
+            began, anew = self.timer(), node.view in full
+            if anew:
+                self.maintained[node.name] = node.operator.start([self.schemas[i] for i in node.inputs])
             inputs = [found[i] if i in found else empty(self.schemas[i]) for i in node.inputs]
             if any(map(len, inputs)):
-                bound = min(bounds[i] for i in node.inputs)
+                bound = BEGINNING if anew else min(bounds[i] for i in node.inputs)
                 found[node.name] = self.maintained[node.name].apply(inputs, bound)
             else:
                 found[node.name] = empty(node.schema)
-        return {name: found[name] for name in self.stage.gives}
+            if node.view in self.graph.holds:
+                seconds[node.view] = seconds.get(node.view, 0.0) + self.timer() - began
+        return {name: found[name] for name in self.stage.gives}, seconds
 
     def __call__(self, part: Part) -> Part:
-        return Part(
-            part.number, part.shard, part.parts, self.apply(part.deltas, part.horizon), part.horizon, part.batch
-        )
+        deltas, seconds = self.apply(part.deltas, part.horizon, part.full)
+        return replace(part, deltas=deltas, seconds=seconds)
+
+    def whole(self, batch: Batch) -> Batch:
+        """Apply a batch that is not cut into parts."""
+        deltas, seconds = self.apply(batch.deltas, batch.horizon, batch.full)
+        batch.deltas.update(deltas)
+        _count(batch, seconds)
+        return batch
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """For each node (keys held, bytes held)."""
@@ -123,6 +149,12 @@ class Shard:
     def restore(self, state: Any) -> None:
         for name, one in state.items():
             self.maintained[name].restore(one)
+
+
+def _count(batch: Batch, seconds: Mapping[str, float]) -> None:
+    for view, took in seconds.items():
+        if view in batch.refreshed:
+            batch.refreshed[view].seconds += took
 
 
 class Gather:
@@ -147,6 +179,8 @@ class Gather:
         batch = next(p.batch for p in parts if p.batch is not None)
         for name in self.stage.gives:
             batch.deltas[name] = in_order(concat([p.deltas[name] for p in parts]))
+        for p in parts:
+            _count(batch, p.seconds)
         return batch
 
     def snapshot(self) -> int:

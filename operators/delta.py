@@ -207,9 +207,20 @@ def consolidated(delta: Delta) -> Delta:
     same = np.ones(len(old), np.bool_)
     for column in delta.columns.values():
         x, y = column[order[old]], column[order[new]]
-        same &= ((x == y) | (is_null(x) & is_null(y))).astype(np.bool_)
+        alike = (x == y).astype(np.bool_)
+        if x.dtype == np.float64:
+            alike &= np.signbit(x) == np.signbit(y)  # 0.0 is not -0.0
+        same &= alike | (is_null(x) & is_null(y))
     keep[old[same]] = keep[new[same]] = False
     return delta.take(np.sort(order[keep]))
+
+
+def net(delta: Delta, seq: int) -> Delta:
+    """What a delta comes to, as one change that becomes known at `seq`: sorted by (at, pos), what leaves first."""
+    delta = consolidated(delta)
+    delta = delta.take(np.lexsort((delta.pos, delta.at, delta.weight > 0)))
+    delta.seq = np.full(len(delta), seq, np.int64)
+    return delta
 
 
 def in_order(delta: Delta) -> Delta:

@@ -86,6 +86,10 @@ class Latest(Operator):
         return (self.by,)
 
     @property
+    def forgets(self) -> bool:
+        return self.keep is not None
+
+    @property
     def definition(self) -> dict[str, Any]:
         return {"by": list(self.by), "order": self.order, "keep": self.keep}
 

@@ -52,6 +52,11 @@ class Operator(abc.ABC):
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
+    def forgets(self) -> bool:
+        """Whether it lets go of what could still change its result, which then depends on when that was."""
+        return False
+
+    @property
     def others(self) -> tuple[Relation, ...]:
         """The inputs beside the first, in the order in which `apply` takes their deltas."""
         return ()

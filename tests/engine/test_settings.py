@@ -23,6 +23,15 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     assert (got.sources["c"].path, got.sources["c"].format) == ("c.jsonl", "changes")
 
 
+def test_policies_are_read_from_the_table_and_overridden(tmp_path: Path) -> None:
+    (tmp_path / "freshet.toml").write_text('[refresh]\na = "deferred(rows=1)"\nb = "immediate()"\n')
+    got = load(tmp_path, {}, refreshes=["a=deferred(every='1h', mode='auto')", "c=deferred(rows=3)"])
+    assert got.refresh == {"a": "deferred(every='1h', mode='auto')", "b": "immediate()", "c": "deferred(rows=3)"}
+    for wrong in ("a", "=immediate()", "a="):
+        with pytest.raises(SettingsError, match='expected name=policy, such as "features=deferred'):
+            load(tmp_path, {}, refreshes=[wrong])
+
+
 def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
     (tmp_path / "freshet.toml").write_text('[sources.a]\npath = ["x/*.jsonl", "y.jsonl"]\n')
     assert load(tmp_path, {}).sources["a"].path == [str(tmp_path / "x/*.jsonl"), str(tmp_path / "y.jsonl")]

@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from engine.bind import set_policies
 from engine.cli import load_pipeline
 from engine.flow import Run
 from engine.pipeline import Pipeline
@@ -37,9 +39,10 @@ def cards(folder: Path) -> Pipeline:
     return load_pipeline(folder)[0]
 
 
-def run_here(p: Pipeline, folder: Path, out: Path, state: Path, **given: object) -> Run:
-    """One run to the end, in this process."""
-    settings = load(folder, given)
+def run_here(p: Pipeline, folder: Path, out: Path, state: Path, refresh: Sequence[str] = (), **given: object) -> Run:
+    """One run to the end, in this process. refresh: policies as on the command line."""
+    settings = load(folder, given, refreshes=refresh)
+    set_policies(p, settings)
     held = claim(state, p.name, p.definition(), settings.shards, out, outputs(p))
     try:
         run = Run(p, settings, out, held.recovery)

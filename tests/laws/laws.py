@@ -25,8 +25,11 @@ from operators.delta import (
     STRING,
     Delta,
     Schema,
+    concat,
     consolidated,
+    empty,
     is_null,
+    net,
     numpy_type,
 )
 from operators.operator import Maintained, Operator
@@ -273,21 +276,55 @@ def horizon_does_not_show(case: Case, history: History, rng: np.random.Generator
     same(found.deltas, expected.deltas, f"{case}: forgetting behind the horizon changes the output")
 
 
-def refreshes_do_not_show(case: Case, history: History, rng: np.random.Generator) -> None:
-    """Law 5: after a refresh, which takes in the net of all changes as one, there is what each change alone gives."""
-    steps = history.steps(random_cuts(history, rng))
-    maintained, stream = case.start(), Stream(case.out)
-    other, by_row = case.start(), Stream(case.out)
-    for step, horizon in zip(steps, history.bounds(steps), strict=True):
+class Refreshed:
+    """A result that is refreshed with the net of all changes as one, each time in some way."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.maintained, self.stream = case, case.start(), Stream(case.out)
+        self.inputs, self.rows = [empty(s) for s in case.schemas], empty(case.out)
+
+    def refresh(self, step: Step, horizon: int, full: bool) -> list[str]:
+        """What comes out, in its order. full: all inputs are taken in from scratch."""
         last = max(int(d.seq[-1]) for d in step if len(d))
-        nets = [consolidated(d) for d in step]
-        nets = [d.take(np.argsort(d.weight > 0, kind="stable")) for d in nets]
-        for net in nets:
-            net.seq = np.full(len(net), last)
-        if any(map(len, nets)):
-            run(case, [nets], [horizon], maintained, stream)
-        run(case, [step], [horizon], other, by_row)
-        same(stream.accumulated(), by_row.accumulated(), f"{case}: after a refresh there are other rows")
+        self.inputs = [one_change(concat([*pair]), last) for pair in zip(self.inputs, step, strict=True)]
+        changes = [one_change(d, last) for d in step]
+        if not any(map(len, changes)):
+            return []
+        if full:
+            self.maintained = self.case.start()
+            out = self.maintained.apply(self.inputs) if any(map(len, self.inputs)) else empty(self.case.out)
+            was = self.rows
+            out = concat([Delta(was.columns, -was.weight, was.at, was.pos, was.seq), out])
+        else:
+            out = self.maintained.apply(changes, horizon)
+        out = net(out, last)
+        self.rows = consolidated(concat([self.rows, out]))
+        self.stream.add(out)
+        return [repr(r) for r in rows(out, self.case.out)]
+
+
+def one_change(delta: Delta, seq: int) -> Delta:
+    """The net of a delta, known at `seq`; what leaves comes first."""
+    change = consolidated(delta)
+    change = change.take(np.argsort(change.weight > 0, kind="stable"))
+    change.seq = np.full(len(change), seq)
+    return change
+
+
+def refreshes_do_not_show(case: Case, history: History, rng: np.random.Generator) -> None:
+    """Law 5: after a refresh, which takes in the net of all changes as one, there is what each change alone gives.
+
+    Whether it takes in what is pending or starts anew from everything, what comes out is the same to the last bit.
+    """
+    steps = history.steps(random_cuts(history, rng))
+    pending, anew, either = Refreshed(case), Refreshed(case), Refreshed(case)
+    maintained, by_row = case.start(), Stream(case.out)
+    for step, horizon in zip(steps, history.bounds(steps), strict=True):
+        expected = pending.refresh(step, horizon, full=False)
+        for other, full in ((anew, True), (either, rng.random() < 0.5)):
+            same(other.refresh(step, horizon, full), expected, f"{case}: a refresh (full: {full}) gives another change")
+        run(case, [step], [horizon], maintained, by_row)
+        same(pending.stream.accumulated(), by_row.accumulated(), f"{case}: after a refresh there are other rows")
 
 
 def deleted(case: Case, history: History, rng: np.random.Generator) -> None:

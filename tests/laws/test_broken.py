@@ -228,6 +228,7 @@ ALL = [
     laws.restart_does_not_show,
     laws.arrival_does_not_show,
     laws.horizon_does_not_show,
+    laws.refreshes_do_not_show,
 ]
 BROKEN = [
     (ForgetsRetractions, laws.one_definition, "not what recompute gives|while .* is there"),
@@ -242,6 +243,8 @@ BROKEN = [
     (CountsInOrderOfArrival, laws.arrival_does_not_show, "order of arrival"),
     (IgnoresLateRows, laws.one_definition, "not what recompute gives"),
     (ForgetsTooMuch, laws.horizon_does_not_show, "changes the output|not there"),
+    (ForgetsTooMuch, laws.refreshes_do_not_show, "gives another change"),
+    (CountsDeltas, laws.refreshes_do_not_show, "gives another change|there are other rows"),
     (ForgetsToSnapshot, laws.restart_does_not_show, "restart|not there"),
     (RepeatsItself, laws.one_definition, "brought again by one change"),
     (LosesTheOrder, laws.one_definition, "out of order|not there|while"),
