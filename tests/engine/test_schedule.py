@@ -152,7 +152,7 @@ def test_while_nothing_is_there_to_read_the_present_makes_views_due(due: Due) ->
     assert not any(map(len, tick.deltas.values()))
     assert (m.watermark, tick.watermark, m.clock, m.state()["feeds"]) == (marks, marks, 11 * MINUTE, read)
     assert m.next(15 * MINUTE) is None, "once"
-    # A late row is lacking from now on, not from its own time; one that is not late falls due by the clock too.
+    # A change that comes after its time is lacking from when it came.
     m.feeds[0].partition.at.append(9 * MINUTE)  # type: ignore[attr-defined]
     late = m.next(16 * MINUTE)
     assert late is not None
