@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,7 +72,7 @@ class _Pupil:
     def __init__(self, spec: ModelSpec, model: Any = None) -> None:
         self.spec = spec
         self.schema = {f: spec.questions[f] for f in spec.features}
-        self.model = clone(replace(spec, advance="answers")) if model is None else model
+        self.model = clone(spec, "answers") if model is None else model
         self.online = Online(spec, self.model, ahead=False) if spec.river else None
 
     def learn(self, rows: Delta, tell: Callable[[int], None]) -> None:

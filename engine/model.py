@@ -174,24 +174,22 @@ class Naive:
     """The twin that is told each label right after its question: in the order of the questions, the answered ones."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.spec, self.student, self.judge = (
-            spec,
-            Online(spec, clone(spec)),
-            Judge(f"{spec.name} (naive)", spec.metrics),
-        )
-        self._queue: deque[Question] = deque()
+        self.spec, self.schema = spec, {f: spec.questions[f] for f in spec.features}
+        self.student, self.judge = Online(spec, clone(spec)), Judge(f"{spec.name} (naive)", spec.metrics)
+        self._queue: deque[tuple[Question, Any]] = deque()
 
-    def ask(self, question: Question) -> None:
-        self._queue.append(question)
+    def ask(self, question: Question, x: Any) -> None:
+        """Take in a question and what the student is given of it."""
+        self._queue.append((question, x))
 
     def settle(self, reading: Callable[[Any], Any]) -> None:
         """Go on as far as it is known what became of the questions."""
         queue = self._queue
-        while queue and not (queue[0].state == OPEN and queue[0].first):
-            head = queue.popleft()
+        while queue and not (queue[0][0].state == OPEN and queue[0][0].first):
+            head, x = queue.popleft()
             if not head.first:
                 try:
-                    said = self.student.predict(head.x.copy())
+                    said = self.student.predict(x.copy())
                     value = reading(said)
                     if type(value) is float and not isfinite(value):
                         said = None
@@ -199,7 +197,7 @@ class Naive:
                     raise ModelError.of(self.judge.name, head.key, "predict", e) from e
                 self.judge(head.key, head.first_label, said)
                 try:
-                    self.student.learn(head.x, head.first_label)
+                    self.student.learn(x, head.first_label)
                 except Exception as e:
                     raise ModelError.of(self.judge.name, head.key, "learn", e) from e
 
@@ -235,6 +233,7 @@ class KeptModel:
         self._naive = Naive(spec) if spec.naive else None
         self._guards = guarded(spec)
         self._guarding: tuple[Columns, Taken] | None = None
+        self._twins: list[Any] = []
         self._unsaid: list[Question] = []
         self._unguarded: list[tuple[int, Question]] = []
         self._forgotten: list[int] = []
@@ -268,6 +267,8 @@ class KeptModel:
         if len(questions):
             keys = _keys(questions, self.spec.key)
             rows = self.keeper.rows(questions.columns, {f: self.spec.questions[f] for f in self.spec.features})
+            if self._naive is not None and not self.keeper.alone:
+                self._twins = self._naive.student.rows(questions.columns, self._naive.schema)
             moved, row = _moved(questions, keys), self.training.serve(questions)
             if self._guards:
                 columns = {n: questions.columns[n] for n in self.spec.questions}
@@ -380,7 +381,7 @@ class KeptModel:
         question.guess = self._guess
         self.examples.add(question)
         if self._naive is not None:
-            self._naive.ask(question)
+            self._naive.ask(question, question.x if self.keeper.alone else self._twins[i])
         if self._guarding is not None:
             self._unguarded.append((i, question))
         try:
@@ -452,7 +453,7 @@ class KeptModel:
             raise ModelError.of(self.spec.name, question.key, "learn", e) from e
         self.training.enter(question, self._seq)
         question.said = question.guess = question.shade = None
-        if self._naive is None and not self.keeper.keeps:
+        if not self.keeper.keeps:
             question.x = None
 
     def _unlearn(self, question: Question) -> None:

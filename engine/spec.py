@@ -288,12 +288,15 @@ class _OnQuestions(compose.Pipeline):
     _LEARN_UNSUPERVISED_DURING_PREDICT = True
 
 
-def clone(spec: ModelSpec) -> Any:
-    """A pristine learner whose unsupervised steps advance as declared, and so do those it makes of itself later."""
+def clone(spec: ModelSpec, advance: str | None = None) -> Any:
+    """A pristine learner whose unsupervised steps advance as declared, and so do those it makes of itself later.
+
+    advance: instead of what is declared.
+    """
     if not spec.river:
         return _cloned(spec.learner)
     learner = spec.learner.clone()
-    if spec.advance == "answers":
+    if (advance or spec.advance) == "answers":
         return learner
     for part in _parts(learner):
         if type(part) is compose.Pipeline:
