@@ -77,16 +77,8 @@ class Question:
     guarded: bool = False
 
 
-@dataclass(slots=True)
-class Answer:
-    """A row of the answers. moved: it is half of a correction."""
-
-    key: Any
-    label: Any
-    at: int
-    pos: int
-    weight: int
-    moved: bool
+Answer = tuple[Any, Any, int, int, int, bool]
+"""A row of the answers: key, label, `at`, position, weight, and whether it is half of a correction."""
 
 
 class Examples:
@@ -153,30 +145,31 @@ class Examples:
 
     def answer(self, told: Answer) -> None:
         """Take in a row of the answers."""
-        key, label, at, count = told.key, told.label, told.at, self.count
+        key, label, at, pos, weight, moved = told
+        count = self.count
         if key is None or label is None:
-            if told.weight > 0:
+            if weight > 0:
                 count["null_keys" if key is None else "null_labels"] += 1
             return
-        if told.weight > 0:
+        if weight > 0:
             count["answers"] += 1
-        elif (early := self._early.get(key)) and early[0] == at and early[2:] == (label, told.pos):
+        elif (early := self._early.get(key)) and early[0] == at and early[2:] == (label, pos):
             del self._early[key]
             return
         question = self._asked.get(key)
         if question is None or at > question.at + self.spec.wait:
-            if told.weight > 0:
+            if weight > 0:
                 count["unmatched"] += key in self._early
                 self._ticket += 1
-                self._early[key] = at, self._ticket, label, told.pos
+                self._early[key] = at, self._ticket, label, pos
                 heapq.heappush(self._early_ends, (at, self._ticket, key))
-        elif told.weight > 0:
+        elif weight > 0:
             if question.state == ANSWERED:
-                count["corrections"] += not told.moved
+                count["corrections"] += not moved
                 self._take_back(question)
             if question.state == OPEN:
-                self._settle(question, label, at, told.pos)
-        elif question.state == ANSWERED and question.label == label and question.told == (at, told.pos):
+                self._settle(question, label, at, pos)
+        elif question.state == ANSWERED and question.label == label and question.told == (at, pos):
             count["corrections"] += 1
             self._take_back(question)
 

@@ -14,6 +14,7 @@ crash all three are restored to the same moment.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -95,6 +96,7 @@ class Run:
 
     def run(self) -> None:
         """Run until the sources end or `stop` is set. Raises `FlowError`."""
+        gc.freeze()  # what the imports left need not be looked through again and again
         try:
             cli_main(  # type: ignore[no-untyped-call]
                 build(self),
@@ -106,6 +108,7 @@ class Run:
             step, cause = self.failed or ("the dataflow", error)
             raise FlowError(f"{step}: {type(cause).__name__}: {cause}") from cause
         finally:
+            gc.unfreeze()
             if self.publish is not None:
                 self.publish.files.close()
             for model in self.models.values():

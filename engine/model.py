@@ -55,8 +55,8 @@ class Keeper(Protocol):
     """What a policy makes of a model.
 
     alone: what it says of a question depends on all that came before, so each is asked by itself. steady: examples do
-    not change what it says until it is refreshed. keeps: it still needs what it was given of a question once that is
-    an example.
+    not change what it says until it is refreshed, and only such a one is `due`. keeps: it still needs what it was given
+    of a question once that is an example.
     """
 
     alone: bool
@@ -69,8 +69,11 @@ class Keeper(Protocol):
     def asked(self, question: Question, clock: int) -> None:
         """A question came."""
 
+    def tell(self, question: Question) -> Any:
+        """What it says of a question now, if it is `alone`; sets its version."""
+
     def say(self, questions: Sequence[Question], columns: Columns) -> Sequence[Any]:
-        """What it says of each question now; sets their versions. columns: their features, unless it is `alone`."""
+        """What it says of each question now, if it is not `alone`; sets their versions. columns: their features."""
 
     def learn(self, question: Question, clock: int) -> None:
         """Take in an example, for the first time or again."""
@@ -134,15 +137,19 @@ class AtOnce:
     def asked(self, question: Question, clock: int) -> None:
         return None
 
+    def tell(self, question: Question) -> Any:
+        version = self._version
+        if version is None:
+            version = self._version = f"{self._fingerprint}.{self.learned}"
+        question.version = version
+        return self.student.predict(question.x)
+
     def say(self, questions: Sequence[Question], columns: Columns) -> list[Any]:
-        version = self._version = self._version or f"{self._fingerprint}.{self.learned}"
-        for q in questions:
-            q.version = version
-        return [self.student.predict(q.x.copy()) for q in questions]  # a learner may change what it is given
+        return [self.tell(q) for q in questions]
 
     def learn(self, question: Question, clock: int) -> None:
         if question.first or self.keeps:
-            x = question.x.copy() if self.spec.naive or self.keeps else question.x
+            x = self.student.mine(question.x) if self.spec.naive or self.keeps else question.x
             self.student.learn(x, question.label)
             self.learned += 1
             self._version, self._newest = None, clock
@@ -189,7 +196,7 @@ class Naive:
             head, x = queue.popleft()
             if not head.first:
                 try:
-                    said = self.student.predict(x.copy())
+                    said = self.student.predict(x)
                     value = reading(said)
                     if type(value) is float and not isfinite(value):
                         said = None
@@ -228,6 +235,7 @@ class KeptModel:
         self._judge = Judge(spec.name, spec.metrics)
         self._reading = Reading(spec, self.schema["prediction"] == FLOAT)
         self._guesser, self._baseline = guesser(spec), Judge(f"{spec.name} (baseline)", spec.metrics)
+        self._proba = asks_probabilities(spec)
         self._guess: Any = None
         self._guessed = False
         self._naive = Naive(spec) if spec.naive else None
@@ -294,7 +302,8 @@ class KeptModel:
         while turn < len(events):
             self._tell(events[turn], seqs[turn])
             turn += 1
-        self._refresh(self._seq)
+        if self.keeper.steady:
+            self._refresh(self._seq)
         self._guard()
         self._guarding = None
         self._record()
@@ -363,20 +372,23 @@ class KeptModel:
         """Go on to the changes of this `seq`: all of the one before have been taken in."""
         if seq == self._seq:
             return
-        self._refresh(self._seq)
+        if self.keeper.steady:
+            self._refresh(self._seq)
         self._seq = seq
         if self._known:
             self._clock = self._known[seq - self._first]
-        self._refresh(seq - 1)
+        if self.keeper.steady:
+            self._refresh(seq - 1)
 
     def _tell(self, answer: Answer, seq: int) -> None:
         self._reach(seq)
         self.examples.answer(answer)
-        self._settle()
+        if self._naive is not None:
+            self._naive.settle(self._reading)
 
     def _ask(self, question: Question, i: int) -> None:
         if not self._guessed:
-            guess = self._guesser.predict_proba_one if asks_probabilities(self.spec) else self._guesser.predict_one
+            guess = self._guesser.predict_proba_one if self._proba else self._guesser.predict_one
             self._guess, self._guessed = guess({}), True
         question.guess = self._guess
         self.examples.add(question)
@@ -384,41 +396,58 @@ class KeptModel:
             self._naive.ask(question, question.x if self.keeper.alone else self._twins[i])
         if self._guarding is not None:
             self._unguarded.append((i, question))
+        question.age = self._clock  # for now when it was asked
+        if not self.keeper.alone:
+            self._note(question)
+        if self._guarding is not None and self._guarding[1].by[i] >= 0:
+            question.version = ""
+        elif self.keeper.alone:
+            try:
+                said = self.keeper.tell(question)
+                self._take(question, said, self._reading(said))
+            except Exception as e:
+                self._let_off(question, e)
+        else:
+            self._unsaid.append(question)
+        self.examples.told_before(question)
+        if self._naive is not None:
+            self._naive.settle(self._reading)
+
+    def _note(self, question: Question) -> None:
         try:
             self.keeper.asked(question, self._clock)
         except Exception as e:
             raise ModelError.of(self.spec.name, question.key, "predict", e) from e
-        if self._guarding is not None and self._guarding[1].by[i] >= 0:
-            question.version = ""
-        else:
-            question.age = self._clock  # for now when it was asked
-            self._unsaid.append(question)
-            if self.keeper.alone:
-                self._say()
-        self.examples.told_before(question)
-        self._settle()
 
     def _say(self) -> None:
         """Let all questions that were asked have their predictions."""
         if not self._unsaid:
             return
         questions, self._unsaid = self._unsaid, []
-        columns = {} if self.keeper.alone else self.training.features(questions)
-        newest = self.keeper.newest()
         try:
-            given = self.keeper.say(questions, columns)
+            given = self.keeper.say(questions, self.training.features(questions))
+            for question, said in zip(questions, given, strict=True):
+                self._take(question, said, self._reading(said))
         except Exception as e:
-            if not self._guards.falls_back:
-                raise ModelError.of(self.spec.name, questions[0].key, "predict", e) from e
-            self._count["failed"] += len(questions)
-            given = [None] * len(questions)
-        for question, said in zip(questions, given, strict=True):
-            value = self._reading(said)
-            if type(value) is float and not isfinite(value):
-                self._count["refused"] += 1
-                said = value = None
-            question.said, question.value = said, value
+            for question in questions:
+                self._let_off(question, e)
+
+    def _take(self, question: Question, said: Any, value: Any) -> None:
+        """What the keeper said of a question, and what is read from it."""
+        if type(value) is float and not isfinite(value):
+            self._count["refused"] += 1
+            said = value = None
+        question.said, question.value = said, value
+        if self._guards:
+            newest = self.keeper.newest()
             question.age = NOTHING_LEARNT if newest is None else question.age - newest
+
+    def _let_off(self, question: Question, error: Exception) -> None:
+        """The learner failed: there is no prediction, if a guard falls back. Raises `ModelError`."""
+        if not self._guards.falls_back:
+            raise ModelError.of(self.spec.name, question.key, "predict", error) from error
+        self._count["failed"] += 1
+        self._take(question, None, None)
 
     def _guard(self) -> None:
         """Let the guards act on all questions that have been answered by the learner, or are not to be."""
@@ -491,7 +520,7 @@ class KeptModel:
         spec, keys = self.spec, _keys(answers, self.spec.answer_key)
         labels = values(answers.columns[spec.label], spec.answers[spec.label])[0]
         at, pos, weight = (a.tolist() for a in (answers.at, answers.pos, answers.weight))
-        return list(map(Answer, keys, labels, at, pos, weight, _moved(answers, keys)))
+        return list(zip(keys, labels, at, pos, weight, _moved(answers, keys), strict=True))
 
     def _published(self, questions: Delta, numbers: list[int], asked: list[Question]) -> Delta:
         rows, n = np.array(numbers), len(numbers)

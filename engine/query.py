@@ -52,6 +52,9 @@ class Queried:
     def asked(self, question: Question, clock: int) -> None:
         return None
 
+    def tell(self, question: Question) -> Any:
+        raise NotImplementedError
+
     def say(self, questions: Sequence[Question], columns: Columns) -> list[Any]:
         for q in questions:
             q.version = f"{self._fingerprint}.{self._learned}"

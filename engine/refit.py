@@ -87,11 +87,14 @@ class Refitted:
 
     def asked(self, question: Question, clock: int) -> None:
         if self._shadow is not None:
-            question.shade = self._reading(self._shadow.predict(question.x.copy()))
+            question.shade = self._reading(self._shadow.predict(question.x))
         if self._watches:
             x = question.x
             named = x if isinstance(x, Mapping) else dict(zip(self.spec.features, x.tolist(), strict=True))
             self.meter.asked(clock, named)
+
+    def tell(self, question: Question) -> Any:
+        raise NotImplementedError
 
     def say(self, questions: Sequence[Question], columns: Columns) -> Sequence[Any]:
         for q in questions:

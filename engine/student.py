@@ -43,17 +43,20 @@ def compiles(spec: ModelSpec) -> bool:
 class Online:
     """A learner of river that is asked and told one row at a time.
 
-    rows: turns columns into what it is given. predict, learn: of one such row.
+    rows: turns columns into what it is given. predict, learn: of one such row. `predict` leaves it as it is; `learn`
+    may change it: give it `mine`, a row of its own, where it is still needed.
     """
 
     def __init__(self, spec: ModelSpec, learner: Any, ahead: bool | None = None) -> None:
         self.rows: Callable[[Columns, Schema], list[Any]] = dicts
-        self._learner = learner
+        self.mine: Callable[[Any], Any] = dict
+        self._learner, proba = learner, asks_probabilities(spec)
+        predict = learner.predict_proba_one if proba else learner.predict_one
+        self.predict: Callable[[Any], Any] = lambda x: predict(dict(x))
         if Linear.takes(learner) and all(spec.questions[f] in _NUMBERS for f in spec.features):
             self._learner = Linear(learner, spec.features, spec.advance == "questions" if ahead is None else ahead)
-            self.rows = arrays
-        proba = asks_probabilities(spec)
-        self.predict: Callable[[Any], Any] = self._learner.predict_proba_one if proba else self._learner.predict_one
+            self.rows, self.mine = arrays, lambda x: x
+            self.predict = self._learner.predict_proba_one if proba else self._learner.predict_one
         self.learn: Callable[[Any, Any], None] = self._learner.learn_one
 
     @property
