@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from datetime import datetime, timezone
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any, NoReturn
@@ -18,17 +19,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from engine.bind import check_bindings, check_lags, set_policies
+from engine.export import export as write
 from engine.flow import FlowError, Run
+from engine.graph import Model
 from engine.large import LargeStateError
+from engine.log import LogError, as_of, logs, scan
 from engine.metrics import serve
 from engine.pipeline import Pipeline
+from engine.policy import Deferred
 from engine.publish import outputs
 from engine.recovery import State, StateError, claim
-from engine.report import figures
+from engine.report import figures, history
 from engine.settings import Settings, SettingsError, load
-from engine.show import graph_of, summary_of
+from engine.show import fitting, graph_of, logs_of, summary_of, versions_of
 from engine.sink import begin
 from engine.spec import warnings
+from engine.versions import VersionError, Versions
 from operators.operator import DefinitionError
 
 app = typer.Typer(
@@ -89,6 +95,9 @@ RefreshOption = Annotated[
     list[str] | None,
     typer.Option(help="Another refresh policy of a view or model: name=policy.", show_default=False),
 ]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="Where state is kept. [default: state/NAME]", show_default=False)
+]
 
 
 @app.command(epilog="Example: freshet check examples/flights")
@@ -118,9 +127,7 @@ def _warn(p: Pipeline) -> None:
 def run(
     pipeline: PipelineArg,
     out: Annotated[Path | None, typer.Option(help="Where outputs go. [default: out/NAME]", show_default=False)] = None,
-    state: Annotated[
-        Path | None, typer.Option(help="Where state is kept. [default: state/NAME]", show_default=False)
-    ] = None,
+    state: StateOption = None,
     days: Annotated[float | None, typer.Option(help="Take only the first days of the data.", min=0.001)] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on reading when a file grows, until stopped.")] = False,
     bind: Annotated[
@@ -188,7 +195,7 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    server = serve(settings.port, lambda: (figures(live, live.now()), _is_live(live))) if settings.port else None
+    server = serve(settings.port, lambda: (figures(live, live.now()), live.live)) if settings.port else None
     if server is not None and live.follow and not quiet:
         errors.print(f"metrics: http://127.0.0.1:{server.server_address[1]}/metrics", highlight=False)
     began = time.monotonic()
@@ -211,10 +218,6 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
     held.release()
     if not quiet:
         console.print(summary_of(live.graph, final, seconds, stopped=live.stop.is_set()))
-
-
-def _is_live(live: Run) -> bool:
-    return live.follow and live.merge is not None and all(f.partition.ended for f in live.merge.feeds)
 
 
 def _watch(live: Run, thread: Thread, quiet: bool) -> None:
@@ -242,8 +245,126 @@ def _watch(live: Run, thread: Thread, quiet: bool) -> None:
                 first, began = changes, time.monotonic()
             rate = (changes - first) / max(time.monotonic() - began, 1e-3)
             if changes and live.publish is not None:
-                bar.update(task, description=live.graph.name)
+                fits = fitting({n: m.keeper.figures() for n, m in dict(live.models).items()})
+                bar.update(task, description=live.graph.name + fits)
             bar.update(task, completed=merge.progress, changes=changes, rate=rate)
+
+
+def _kept(pipeline: Path, state: Path | None) -> Path:
+    """The folder in which the state of a pipeline is."""
+    folder = pipeline if pipeline.is_dir() else pipeline.parent
+    found = state or Path("state") / folder.resolve().name
+    if not found.is_dir():
+        _fail(f"there is no state in {str(found)!r}: run the pipeline first, or give its --state", 2)
+    return found
+
+
+def _instant(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        _fail(f"--as-of is {text!r}: expected a time such as '2013-02-01' or '2013-02-01T12:00:00Z'", 2)
+    return found.replace(tzinfo=found.tzinfo or timezone.utc).astimezone(timezone.utc)
+
+
+@app.command(
+    epilog="Examples: freshet export examples/flights late.training --out late.parquet · "
+    "freshet export examples/flights late.training --out then.csv --as-of 2013-02-01T12:00:00Z"
+)
+def export(
+    pipeline: PipelineArg,
+    relation: Annotated[str, typer.Argument(help="A relation with a change log, such as late.training.")],
+    out: Annotated[Path, typer.Option(help="The file: .parquet, .csv, .jsonl, .ndjson or .arrow.", show_default=False)],
+    as_of_time: Annotated[
+        str | None,
+        typer.Option("--as-of", help="With what was known at that time (UTC unless it says).", show_default=False),
+    ] = None,
+    seq: Annotated[int | None, typer.Option(help="With the changes up to this one.", show_default=False)] = None,
+    state: StateOption = None,
+) -> None:
+    """Write a training set to a file: as it is, or as it was with what was known at some time.
+
+    While a run is live, with what it has saved.
+    """
+    kept = _kept(pipeline, state)
+    known = None if as_of_time is None else _instant(as_of_time)
+    try:
+        there = logs(kept)
+        if relation not in [log.name for log in there]:
+            errors.print(logs_of(there))
+            _fail(f"there is no change log of {relation!r} in {str(kept)!r}; there are those above", 2)
+        rows = write(as_of(scan(kept / "log" / relation), known, seq), out)
+    except DefinitionError as error:
+        _fail(error, 2)
+    except LogError as error:
+        _fail(error, 3)
+    except OSError as error:
+        _fail(f"cannot write {str(out)!r}: {error}", 1)
+    console.print(f"{rows:,} rows of {relation} written to {out}", highlight=False, soft_wrap=True)
+
+
+def _found(p: Pipeline, model: str) -> Model:
+    if model not in p.models:
+        _fail(f"there is no model {model!r} in pipeline {p.name!r}; there are: {', '.join(p.models) or 'none'}", 2)
+    return p.models[model]
+
+
+@app.command(epilog="Examples: freshet models examples/flights · freshet models examples/flights late --json")
+def models(
+    pipeline: PipelineArg,
+    model: Annotated[str | None, typer.Argument(help="Only this model.", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with all that is known of each version.")] = False,
+    state: StateOption = None,
+) -> None:
+    """List the versions of models: what each was fitted on and why, what became of it, and which one serves."""
+    p, _ = _opened(pipeline)
+    chosen = [_found(p, model)] if model is not None else list(p.models.values())
+    kept = _kept(pipeline, state)
+    try:
+        found = [history(m, Versions(kept / "models" / m.name)) for m in chosen]
+    except VersionError as error:
+        _fail(error, 3)
+    if json:
+        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+    else:
+        console.print(versions_of(found))
+
+
+@app.command(
+    epilog="Examples: freshet rollback examples/flights late · freshet rollback examples/flights late 5f3a90c1.81234"
+)
+def rollback(
+    pipeline: PipelineArg,
+    model: Annotated[str, typer.Argument(help="The model.", show_default=False)],
+    version: Annotated[
+        str | None,
+        typer.Argument(help="The version. [default: the one that served before]", show_default=False),
+    ] = None,
+    state: StateOption = None,
+) -> None:
+    """Let an earlier version of a deferred model serve again, until the next one is published."""
+    p, _ = _opened(pipeline)
+    found = _found(p, model)
+    if not isinstance(found.refresh, Deferred):
+        _fail(f"model {model!r} is kept by {found.refresh}: it has no versions to go back to", 2)
+    try:
+        versions = Versions(_kept(pipeline, state) / "models" / model)
+        name = version or versions.before
+        if name is None:
+            _fail(
+                f"model {model!r} has served no earlier version: name the one that is to serve "
+                f"(freshet models {pipeline} {model} lists them)",
+                2,
+            )
+        versions.want(name)
+    except VersionError as error:
+        _fail(error, 2)
+    console.print(
+        f"{model}: {name} serves from the next batch on, instead of {versions.serving}: at once if a run is live and "
+        "changes come, otherwise when one is started; until the next version is published",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def main(args: Any = None) -> None:

@@ -14,6 +14,7 @@ Corrections:
   its `at` grows, its answer is awaited that much longer;
 - of a question withdrawn (-old alone): it is no example any more, and none again, even if the row comes back;
 - of an answer (-old, +new, or one more insert): the example is taken back, and is one again with the newest label;
+  an answer that is taken back when the clock is more than `wait` past the question stays learnt;
 - of an answer whose question is unknown: replaces it (the newest counts, and one that was not taken back before the
   next came is unmatched);
 - a null label is no answer, and a row with a null key is neither question nor answer: both are counted.
@@ -109,9 +110,10 @@ class Examples:
         count = self.count
         return count["questions"] - count["learned"] - count["closed"] - count["withdrawn"]
 
-    def matured(self, watermark: int) -> int:
-        """Below which `at` every question is answered, or never will be."""
-        return min((q.at for q in self._asked.values() if q.state == OPEN and q.first), default=watermark)
+    def matured(self, clock: int) -> int:
+        """Below which `at` no question waits for its answer, now or for more than `wait`."""
+        waiting = (q.at for q in self._asked.values() if q.state == OPEN and q.first)
+        return min((at for at in waiting if at + self.spec.wait >= clock), default=clock)
 
     def is_new(self, key: Any, at: int, moved: bool) -> bool:
         """Whether a row of the questions is to be asked."""
@@ -143,8 +145,8 @@ class Examples:
             del self._early[question.key]
             self._settle(question, found[2], found[0], found[3])
 
-    def answer(self, told: Answer) -> None:
-        """Take in a row of the answers."""
+    def answer(self, told: Answer, clock: int) -> None:
+        """Take in a row of the answers. clock: when it became known."""
         key, label, at, pos, weight, moved = told
         count = self.count
         if key is None or label is None:
@@ -169,7 +171,9 @@ class Examples:
                 self._take_back(question)
             if question.state == OPEN:
                 self._settle(question, label, at, pos)
-        elif question.state == ANSWERED and question.label == label and question.told == (at, pos):
+        elif (question.state, question.label, question.told) == (ANSWERED, label, (at, pos)) and (
+            clock <= question.at + self.spec.wait
+        ):
             count["corrections"] += 1
             self._take_back(question)
 

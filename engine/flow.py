@@ -56,7 +56,8 @@ class FlowError(RuntimeError):
 class Run:
     """A run of a pipeline: what it was asked to do, and the live stages, for whoever wants to look.
 
-    now: the present in microseconds; None in a run to the end, whose clock is the data.
+    now: the present in microseconds; None in a run to the end, whose clock is the data. live: it follows, and has once
+    caught up with all there was.
     """
 
     graph: Graph
@@ -66,6 +67,7 @@ class Run:
     follow: bool = False
     until: int | None = None
     now: Callable[[], int | None] = lambda: None
+    live: bool = False
     stop: Event = field(default_factory=Event)
     merge: Merge | None = None
     shards: list[Shard] = field(default_factory=list)
@@ -138,11 +140,13 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         if self._merge.number - done >= _CAP:
             return []
         batch = self._next(self._run.now())
+        if self._run.follow and all(f.partition.ended and not len(f) for f in self._merge.feeds):
+            self._run.live = True
         if batch is None:
             if self._run.follow:
                 return []
             raise StopIteration
-        batch.live = self._run.follow and all(f.partition.ended for f in self._merge.feeds)
+        batch.live = self._run.live
         return [batch]
 
     def snapshot(self) -> Any:

@@ -187,7 +187,7 @@ class ChangeLog:
 
 
 class About(NamedTuple):
-    """A log as `freshet log` lists it. first, last: when its first and its last change became known."""
+    """A log as it is listed. first, last: when its first and its last change became known."""
 
     name: str
     rows: int

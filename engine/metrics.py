@@ -57,6 +57,35 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "freshet_model_questions": ("counter", ("model",), "Questions asked."),
     "freshet_model_answers": ("counter", ("model",), "Answers received."),
     "freshet_labels_pending": ("gauge", ("model",), "Questions that wait for their answer."),
+    "freshet_model_version_info": ("gauge", ("model", "version"), "1 for the version that serves."),
+    "freshet_model_training_watermark_timestamp_seconds": (
+        "gauge",
+        ("model",),
+        "When the newest example that the serving version has learnt became known.",
+    ),
+    "freshet_model_refreshes": (
+        "counter",
+        ("model", "verdict"),
+        "Versions fitted, by what became of them: published, refused or failed.",
+    ),
+    "freshet_model_fitting": ("gauge", ("model",), "1 while a version is being fitted."),
+    "freshet_model_fallen_back": (
+        "counter",
+        ("model",),
+        "Predictions by the version before, because the one that serves failed.",
+    ),
+    "freshet_model_debt": (
+        "gauge",
+        ("model",),
+        "What staying with the serving version has cost, in units of the loss.",
+    ),
+    "freshet_model_price": ("gauge", ("model",), "The debt at which a new version is fitted."),
+    "freshet_model_examples_held": ("gauge", ("model",), "Examples that a model on query looks among."),
+    "freshet_model_fewer_neighbours": (
+        "counter",
+        ("model",),
+        "Questions answered from fewer examples than there should be.",
+    ),
 }
 """Every metric: its type, labels and meaning; counters are exported with the suffix `_total`."""
 
@@ -98,6 +127,26 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
         yield "freshet_model_questions", (name,), m["questions"]
         yield "freshet_model_answers", (name,), m["answers"]
         yield "freshet_labels_pending", (name,), m["waiting"]
+        if "refreshes" in m:
+            yield from _refitted(name, m)
+        if "held" in m:
+            yield "freshet_model_examples_held", (name,), m["held"]
+            yield "freshet_model_fewer_neighbours", (name,), m["fewer"]
+
+
+def _refitted(name: str, m: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    """The values of a deferred model."""
+    for verdict in ("published", "refused", "failed"):
+        yield "freshet_model_refreshes", (name, verdict), m["refreshes"][verdict]
+    yield "freshet_model_fallen_back", (name,), m["refreshes"]["fallen_back"]
+    yield "freshet_model_fitting", (name,), float(m["fitting"] is not None)
+    if m["version"] is not None:
+        yield "freshet_model_version_info", (name, m["version"]), 1.0
+    if m["trained"] is not None:
+        yield "freshet_model_training_watermark_timestamp_seconds", (name,), m["trained"] / 1e6
+    for what in ("debt", "price"):
+        if m["due"][what] is not None:
+            yield f"freshet_model_{what}", (name,), m["due"][what]
 
 
 class _Collector:

@@ -382,7 +382,7 @@ class KeptModel:
 
     def _tell(self, answer: Answer, seq: int) -> None:
         self._reach(seq)
-        self.examples.answer(answer)
+        self.examples.answer(answer, self._clock)
         if self._naive is not None:
             self._naive.settle(self._reading)
 
@@ -495,8 +495,8 @@ class KeptModel:
         self._forgotten.append(question.row)
 
     def _refresh(self, seq: int) -> None:
-        """Refresh the model if it is due, with the changes up to `seq`."""
-        if self.keeper.due(seq, self._clock):
+        """Refresh the model if it is due, with the changes up to `seq`; there is no clock before the first change."""
+        if self._seq >= 0 and self.keeper.due(seq, self._clock):
             self._guard()
             self._record()
             self.keeper.refresh(seq, self._clock, self.examples)
@@ -570,7 +570,7 @@ def kept(spec: ModelSpec, refresh: Policy, folder: Path | None = None, state: An
     schema = training.schema
     fits: Fits | None = None
     log: Log | None = None
-    versions = Versions(folder and folder / "models" / spec.name) if isinstance(refresh, Deferred) else None
+    versions = Versions(folder and folder / "models" / spec.name).claim() if isinstance(refresh, Deferred) else None
     if folder is not None:
         where = folder / "log" / f"{spec.name}.training"
         log = ChangeLog(where, schema, 0 if state is None else state[1])

@@ -141,8 +141,12 @@ def horizons(graph: Graph, sources: Mapping[str, int], inserts: bool = False) ->
 
 
 def watermark(graph: Graph, model: Model, sources: Mapping[str, int]) -> int:
-    """Below which event time no question of a model comes or changes any more, and no answer comes."""
-    questions, answers = horizons(graph, sources), horizons(graph, sources, inserts=True)
+    """Below which event time no question of a model comes or changes any more, and no answer comes.
+
+    sources: the watermark of each source.
+    """
+    below = {n: max(at - graph.sources[n].lateness, BEGINNING) for n, at in sources.items()}
+    questions, answers = horizons(graph, below), horizons(graph, below, inserts=True)
     return min(questions[model.questions], answers[model.answers])
 
 

@@ -37,6 +37,9 @@ class Fits(Protocol):
 
     def start(self, job: Job) -> Future[tuple[Version, Any]]: ...
 
+    def share(self) -> float:
+        """The share of the present fit that is done."""
+
     def close(self) -> None: ...
 
 
@@ -270,12 +273,18 @@ class Refitted:
         return self._serving.newest if self._serving else None
 
     def figures(self) -> dict[str, Any]:
-        """The `version` that serves, the `last` fitted, the one `fitting`; `refreshes` by verdict; what is `due`."""
+        """The `version` that serves, and when the newest example it was `trained` on became known.
+
+        Further `refreshes` by verdict; the version that is `fitting`, and the `share` of that done; the `last` that was
+        fitted; what is `due`.
+        """
+        fit = self._fit
         return {
             "version": self._serving.name if self._serving else None,
             "trained": self._serving.newest if self._serving else None,
             "refreshes": dict(self._count),
-            "fitting": self._fit[0].name if self._fit else None,
+            "fitting": fit[0].name if fit else None,
+            "share": self.fits.share() if fit else None,
             "last": msgspec.to_builtins(self._last) if self._last else None,
             "due": self.meter.figures(),
         }

@@ -5,10 +5,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
+
 from engine.flow import Run
 from engine.freshness import Freshness, freshness, least
-from engine.graph import Graph
+from engine.graph import Graph, Model
 from engine.plan import roots
+from engine.versions import Versions
 from operators.delta import BEGINNING
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -104,4 +107,22 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
         "views": views,
         "steps": {name: {"keys": keys, "bytes": held} for name, (keys, held) in sizes.items()},
         "models": {name: m.figures() for name, m in run.models.items()},
+    }
+
+
+def history(model: Model, versions: Versions) -> dict[str, Any]:
+    """The versions of a model, newest last, as JSON values; `served` says when each began to serve."""
+    return {
+        "model": model.name,
+        "refresh": str(model.refresh),
+        "wanted": versions.wanted(),
+        "versions": [
+            {
+                **msgspec.to_builtins(v),
+                **{n: instant(getattr(v, n)) for n in ("known", "first", "last", "newest")},
+                "serving": v.name == versions.serving,
+                "served": [instant(s.known) for s in versions.served if s.version == v.name],
+            }
+            for v in versions.all()
+        ],
     }

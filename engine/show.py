@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,6 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from engine.graph import Graph
+from engine.log import About
 from operators.delta import Schema
 
 
@@ -119,7 +120,8 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
         models = _table("Models", "model", "questions", "answers", "predictions", "waiting", "closed unanswered")
         for name, m in figures["models"].items():
             models.add_row(name, *(_number(m[k]) for k in ("questions", "answers", "predictions", "waiting", "closed")))
-        parts += [models, Text(), _quality(figures["models"]), *_leaks(figures["models"]), Text()]
+        parts += [models, Text(), _refits(graph, figures["models"]), *_unpublished(figures["models"]), Text()]
+        parts += [_quality(figures["models"]), *_leaks(figures["models"]), Text()]
     parts += [
         Text("Outputs", style="bold"),
         *(Text(f"{n:<14}{path}") for n, path in figures["outputs"].items()),
@@ -157,6 +159,32 @@ def _refreshes(views: Mapping[str, Any]) -> list[RenderableType]:
     return [table, Text()] if table.row_count else []
 
 
+def _refits(graph: Graph, models: Mapping[str, Any]) -> Table:
+    table = _table(
+        "Refreshes of models", "model", "refresh", "serves", "published", "refused", "failed", "fallen back", "examples"
+    )
+    for name, m in models.items():
+        done = m.get("refreshes", {})
+        counts = (_number(done.get(k)) for k in ("published", "refused", "failed", "fallen_back"))
+        table.add_row(name, str(graph.models[name].refresh), m.get("version") or "-", *counts, _number(m.get("held")))
+    return table
+
+
+def _unpublished(models: Mapping[str, Any]) -> list[Text]:
+    """Why the last version of a model does not serve."""
+    last = {name: m["last"] for name, m in models.items() if m.get("last")}
+    return [
+        Text(f"{name}: the last version was {v['verdict']}: {v['why']}")
+        for name, v in last.items()
+        if v["verdict"] != "published"
+    ]
+
+
+def fitting(models: Mapping[str, Any]) -> str:
+    """The fits that run, in a few words: " · fitting late 45 %"."""
+    return "".join(f" · fitting {n} {m['share']:.0%}" for n, m in models.items() if m.get("fitting")).replace("%", " %")
+
+
 def _quality(models: Mapping[str, Any]) -> Table:
     table = _table(
         "Quality of what was served",
@@ -183,3 +211,57 @@ def _leaks(models: Mapping[str, Any]) -> list[Text]:
                     Text(f"{name}: a label learnt at once would have claimed {metric} {claimed}, not {honest}")
                 )
     return lines
+
+
+def logs_of(logs: Sequence[About]) -> RenderableType:
+    """The change logs there are."""
+    table = _table("Change logs", "relation", "rows", "first known", "last known")
+    for log in logs:
+        period = [_minute(t.isoformat() if t else None) for t in (log.first, log.last)]
+        table.add_row(log.name, _number(log.rows), *period)
+    return table
+
+
+_NO_VERSIONS = {
+    "immediate": "learns each answer as it comes: there are no versions",
+    "on_query": "fitted for each question: there are no versions",
+    "deferred": "no version was fitted yet",
+}
+
+
+def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The versions of models, newest last; what became of those that do not serve below."""
+    parts: list[RenderableType] = []
+    for m in models:
+        title = f"{m['model']}: refresh {m['refresh']}"
+        if not m["versions"]:
+            parts += [Text(title, style="bold"), Text(_NO_VERSIONS[m["refresh"].partition("(")[0]]), Text()]
+            continue
+        names = ("version", "known", "examples", "asked", "due", "verdict", "loss", "served", "seconds", "parent")
+        table = _table(title, *names)
+        for column in table.columns:
+            column.no_wrap, column.overflow = False, "fold"
+        for v in m["versions"]:
+            table.add_row(
+                f"{'*' if v['serving'] else ' '} {v['name']}",
+                _minute(v["known"]),
+                _number(v["examples"]),
+                f"{_day(v['first'])} - {_day(v['last'])}",
+                v["reason"].partition(":")[0],
+                v["verdict"],
+                _number(v["checks"].get("loss")),
+                _number(v["checks"].get("served_loss")),
+                _number(v["seconds"]),
+                v["parent"] or "-",
+            )
+        parts += [table, *(Text(f"{v['name']}: {v['why']}") for v in m["versions"] if v["why"])]
+        if m["wanted"]:
+            parts.append(Text(f"{m['wanted']} was asked for, and serves from the next batch on"))
+        parts.append(Text())
+    if any(v["serving"] for m in models for v in m["versions"]):
+        parts.append(Text("* serves. loss, served: of the version and of what was served, on what was held out."))
+    return Group(*parts)
+
+
+def _day(instant: str | None) -> str:
+    return "-" if instant is None else instant[:10]

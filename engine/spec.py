@@ -288,7 +288,7 @@ class _OnQuestions(compose.Pipeline):
     _LEARN_UNSUPERVISED_DURING_PREDICT = True
 
 
-def clone(spec: ModelSpec, advance: str | None = None) -> Any:
+def clone(spec: ModelSpec, advance: Literal["answers", "questions"] | None = None) -> Any:
     """A pristine learner whose unsupervised steps advance as declared, and so do those it makes of itself later.
 
     advance: instead of what is declared.

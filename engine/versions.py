@@ -74,16 +74,22 @@ class Versions:
         self.folder = folder
         self._models: dict[str, tuple[Version, Any]] = {}
         self._served: list[Served] = []
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for left in folder.glob("*.new"):
+        self._torn = 0
+        if folder is not None and (log := folder / "served.jsonl").exists():
+            *lines, torn = log.read_bytes().split(b"\n")  # what a torn line told of did not happen
+            self._served = [msgspec.json.decode(line, type=Served) for line in lines]
+            self._torn = len(torn)
+
+    def claim(self) -> Versions:
+        """Make ready to keep versions: remove what a crash left half written. Only one process may."""
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left in self.folder.glob("*.new"):
                 shutil.rmtree(left)
-            log = folder / "served.jsonl"
-            if log.exists():
-                lines = log.read_bytes().split(b"\n")
-                self._served = [msgspec.json.decode(line, type=Served) for line in lines[:-1]]
-                if lines[-1]:  # a torn line: what it told of did not happen
-                    os.truncate(log, log.stat().st_size - len(lines[-1]))
+            if self._torn:
+                log = self.folder / "served.jsonl"
+                os.truncate(log, log.stat().st_size - self._torn)
+        return self
 
     def __contains__(self, name: str) -> bool:
         return name in self._models or (self.folder is not None and (self.folder / name / "about.json").exists())
@@ -100,7 +106,8 @@ class Versions:
         """All versions, in the order in which they were fitted."""
         if self.folder is None:
             return sorted((v for v, _ in self._models.values()), key=lambda v: v.seq)
-        return sorted((self._about(p.parent.name) for p in self.folder.glob("*/about.json")), key=lambda v: v.seq)
+        names = (p.parent.name for p in self.folder.glob("*/about.json") if p.parent.suffix != ".new")
+        return sorted(map(self._about, names), key=lambda v: v.seq)
 
     def save(self, version: Version, model: Any) -> None:
         """Keep a version. model: the learner, or in a folder its pickle; None when there is none."""
@@ -123,6 +130,16 @@ class Versions:
     def served(self) -> list[Served]:
         """When which version began to serve, in the order in which it was decided."""
         return list(self._served)
+
+    @property
+    def serving(self) -> str | None:
+        """The version that began to serve last, if any did."""
+        return self._served[-1].version if self._served else None
+
+    @property
+    def before(self) -> str | None:
+        """The version that served before that one, if any did."""
+        return next((s.version for s in reversed(self._served) if s.version != self.serving), None)
 
     def ahead(self, seq: int) -> list[Served]:
         """What the present decided at or after this change: a run that has gone back comes there again."""
@@ -159,6 +176,7 @@ class Versions:
         """The version that a user asked for serves."""
         if self.folder is not None:
             (self.folder / "wanted").unlink(missing_ok=True)
+            make_durable(self.folder)
 
     def _about(self, name: str) -> Version:
         assert self.folder is not None

@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -635,3 +636,19 @@ def test_the_training_set_is_the_join_of_questions_as_served_and_answers_as_know
         one = q.take((q.columns["id"] == row["id"]) & (q.at == row["_at"]) & (q.weight > 0)).columns["a"]
         assert (None if np.isnan(one[0]) else one[0]) == row["a"], "as it was when it was asked"
     assert len(there.unique(["id", "_at"])) == len(there)
+
+
+@pytest.mark.parametrize("cuts", [(), (4,), (2, 3, 4)])
+@pytest.mark.parametrize(("known", "expected"), [(11, [1, -1]), (12, [1])])
+def test_an_answer_taken_back_later_than_wait_stays_however_the_input_is_cut(
+    known: int, expected: list[int], cuts: tuple[int, ...]
+) -> None:
+    model = KeptModel(spec())
+    questions: dict[int, Row] = {1: (1, 1, "p", 1.0, 1), 3: (3, 1, "q", 2.0, known)}
+    answers: dict[int, Row] = {2: (2, 1, "p", 10.0, 2), 4: (4, -1, "p", 10.0, 2)}
+    clocks, weights = [0, 1, 2, known, known], []
+    for first, end in pairwise((1, *cuts, 5)):
+        some = [[rows[s] for s in range(first, end) if s in rows] for rows in (questions, answers)]
+        made = model.apply(asked(*some[0]), told(*some[1]), clocks[end - 1], np.array(clocks[first:end]), first)
+        weights += made[1].weight.tolist()
+    assert weights == expected

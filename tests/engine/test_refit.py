@@ -93,6 +93,13 @@ def test_a_version_is_the_estimator_fitted_to_the_answers_known_when_it_was_due(
     assert got["model_version"].n_unique() == 4, "none, then one for each of three midnights"
 
 
+def test_a_cadence_counts_from_the_first_change() -> None:
+    frames = stream(300)
+    later = {n: f.with_columns(pl.col("at") + pl.duration(days=10_000)) for n, f in frames.items()}
+    got, want = (run(pipeline(deferred(every="1d"), ESTIMATORS["line"]()), given) for given in (later, frames))
+    assert got["model_version"].to_list() == want["model_version"].to_list()
+
+
 RIVER = preprocessing.StandardScaler() | linear_model.LinearRegression()
 POLICIES = {
     "every": deferred(every="6h"),
