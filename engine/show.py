@@ -239,14 +239,14 @@ def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
             continue
         names = ("version", "known", "examples", "asked", "due", "verdict", "loss", "served", "seconds", "parent")
         table = _table(title, *names)
-        for column in table.columns:
+        for column in table.columns[1:]:
             column.no_wrap, column.overflow = False, "fold"
         for v in m["versions"]:
             table.add_row(
                 f"{'*' if v['serving'] else ' '} {v['name']}",
                 _minute(v["known"]),
                 _number(v["examples"]),
-                f"{_day(v['first'])} - {_day(v['last'])}",
+                _days(v["first"], v["last"]),
                 v["reason"].partition(":")[0],
                 v["verdict"],
                 _number(v["checks"].get("loss")),
@@ -263,5 +263,6 @@ def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
     return Group(*parts)
 
 
-def _day(instant: str | None) -> str:
-    return "-" if instant is None else instant[:10]
+def _days(first: str | None, last: str | None) -> str:
+    days = dict.fromkeys(instant[:10] for instant in (first, last) if instant is not None)
+    return " - ".join(days) or "-"

@@ -210,7 +210,7 @@ def test_export_holds_what_was_known_then_and_nothing_later(
         FROM q JOIN newest USING (tx) WHERE op <> 'delete' ORDER BY tx
     """).fetchall()
     got = db.sql(f"""
-        SELECT tx, shop, amount, n, epoch_ms(at), label, epoch_ms(answered), epoch_ms(_known) FROM '{out}' ORDER BY tx
+        SELECT tx, shop, amount, n, epoch_ms("at"), label, epoch_ms(answered), epoch_ms(_known) FROM '{out}' ORDER BY tx
     """).fetchall()
     assert got == want
     assert f"{len(want):,} rows of fraud.training written to" in done.stdout
