@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DAYS ?=
 
-.PHONY: help setup run test check format lint types bench clean
+.PHONY: help setup run compare test check format lint types bench clean
 
 help: ## Print this help
 	@printf 'Freshet: streaming incremental view maintenance for machine learning\n\n'
@@ -41,6 +41,9 @@ $(STAMP): pyproject.toml
 
 run: $(STAMP) ## Stream the real flights of 2013 (DAYS=14: only the first days)
 	@$(BIN)/freshet run examples/flights --out out/flights --state state/flights $(if $(DAYS),--days $(DAYS))
+
+compare: $(STAMP) ## Compare refresh policies on the first 45 days of the flights (2 to 5 minutes; DAYS=14 for less)
+	@$(BIN)/freshet compare examples/flights --model late --second-costs 10 --days $(or $(DAYS),45) --out out/flights/compare.html
 
 test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m pytest

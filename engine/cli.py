@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import signal
 import sys
 import time
 import traceback
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any, NoReturn
@@ -18,20 +20,23 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from engine.bind import check_bindings, check_lags, set_policies
+from engine.bind import check_bindings, check_lags, partitions, set_policies
+from engine.compare import compare as compare_policies
 from engine.export import export as write
 from engine.flow import FlowError, Run
 from engine.graph import Model
 from engine.large import LargeStateError
 from engine.log import LogError, as_of, logs, scan
 from engine.metrics import serve
+from engine.model import ModelError
+from engine.page import page
 from engine.pipeline import Pipeline
-from engine.policy import Deferred
+from engine.policy import Deferred, parse
 from engine.publish import outputs
 from engine.recovery import State, StateError, claim
 from engine.report import figures, history
 from engine.settings import Settings, SettingsError, load
-from engine.show import fitting, graph_of, logs_of, summary_of, versions_of
+from engine.show import comparison_of, fitting, graph_of, logs_of, summary_of, versions_of
 from engine.sink import begin
 from engine.spec import warnings
 from engine.versions import VersionError, Versions
@@ -365,6 +370,97 @@ def rollback(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command(
+    epilog="Example: freshet compare examples/flights --model late --days 14 "
+    "--policy 'immediate()' --policy \"deferred(every='1d', window='30d')\""
+)
+def compare(
+    pipeline: PipelineArg,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="A refresh policy; to be given several times. [default: the usual ones]", show_default=False),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model to compare them on. [default: each]", show_default=False)
+    ] = None,
+    days: Annotated[float | None, typer.Option(help="Take only the first days of the data.", min=0.001)] = None,
+    second_costs: Annotated[
+        float | None,
+        typer.Option(help="Price of a second of the processor, in units of the loss.", min=0.0, show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The report. [default: out/NAME/compare.html]", show_default=False)
+    ] = None,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(help="Where a source comes from: name=path or name=path,format.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
+) -> None:
+    """Compare refresh policies of models on history: what each would have been worth, how stale, and at what cost.
+
+    One pass over the files; nothing is kept but the report, an HTML file.
+    """
+    p, folder = _opened(pipeline)
+    out = out or Path("out") / folder.resolve().name / "compare.html"
+    try:
+        settings = load(folder, {}, bind or [])
+        if p.prepare is not None and not bind:
+            with errors.status(f"{p.name}: preparing the data"):
+                p.prepare(folder)
+        check_bindings(p, settings)
+        told = [parse(text, "--policy") for text in policy or []]
+        if not (names := model or list(p.models)):
+            raise DefinitionError(f"pipeline {p.name!r} has no model to compare policies of; declare one with p.model")
+        with Progress(
+            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>5.1f} %")),
+            *(TextColumn("{task.fields[changes]:>11,} changes"), TimeRemainingColumn()),
+            console=errors,
+            transient=True,
+            auto_refresh=False,  # a thread that draws would be counted as work of the policies
+        ) as bar:
+            task = bar.add_task(f"{p.name}: comparing", total=1.0, changes=0)
+
+            def progress(done: float, changes: int) -> None:
+                bar.update(task, completed=done, changes=changes, refresh=True)
+
+            began = time.monotonic()
+            until = None if days is None else int(days * 86_400_000_000)
+            found = compare_policies(
+                p,
+                partitions(p, settings, follow=False),
+                dict.fromkeys(names, told),
+                batch_rows=settings.batch_rows,
+                until=until,
+                second_costs=second_costs,
+                progress=progress,
+            )
+    except (SettingsError, DefinitionError) as error:
+        _fail(error, 2)
+    except ModelError as error:
+        _fail(error, 1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(found, _about(time.monotonic() - began)))
+    if as_json:
+        sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        return
+    for one in found:
+        console.print(comparison_of(one), highlight=False)
+    console.print(f"\nReport: {out}", highlight=False, soft_wrap=True)
+
+
+def _about(seconds: float) -> dict[str, str]:
+    """What was measured where."""
+    names = ("freshet", "river", "scikit-learn", "lightgbm", "usearch", "numpy", "numba", "polars")
+    return {
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "took": f"{seconds:,.0f} s",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        "versions": f"Python {platform.python_version()}, "
+        + ", ".join(f"{d.name} {d.version}" for n in names for d in metadata.distributions(name=n)),
+    }
 
 
 def main(args: Any = None) -> None:

@@ -397,8 +397,10 @@ class KeptModel:
         if self._guarding is not None:
             self._unguarded.append((i, question))
         question.age = self._clock  # for now when it was asked
-        if not self.keeper.alone:
-            self._note(question)
+        try:
+            self.keeper.asked(question, self._clock)
+        except Exception as e:
+            raise ModelError.of(self.spec.name, question.key, "predict", e) from e
         if self._guarding is not None and self._guarding[1].by[i] >= 0:
             question.version = ""
         elif self.keeper.alone:
@@ -412,12 +414,6 @@ class KeptModel:
         self.examples.told_before(question)
         if self._naive is not None:
             self._naive.settle(self._reading)
-
-    def _note(self, question: Question) -> None:
-        try:
-            self.keeper.asked(question, self._clock)
-        except Exception as e:
-            raise ModelError.of(self.spec.name, question.key, "predict", e) from e
 
     def _say(self) -> None:
         """Let all questions that were asked have their predictions."""

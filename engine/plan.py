@@ -143,9 +143,10 @@ def horizons(graph: Graph, sources: Mapping[str, int], inserts: bool = False) ->
 def watermark(graph: Graph, model: Model, sources: Mapping[str, int]) -> int:
     """Below which event time no question of a model comes or changes any more, and no answer comes.
 
-    sources: the watermark of each source.
+    sources: the watermark of each source, and the horizon of what deferred views wait with.
     """
-    below = {n: max(at - graph.sources[n].lateness, BEGINNING) for n, at in sources.items()}
+    lateness = {s.name: s.lateness for s in graph.sources.values()}
+    below = {n: max(at - lateness.get(n, 0), BEGINNING) for n, at in sources.items()}
     questions, answers = horizons(graph, below), horizons(graph, below, inserts=True)
     return min(questions[model.questions], answers[model.answers])
 

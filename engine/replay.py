@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -54,15 +54,18 @@ class FramePartition:
         return None
 
 
-def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
-    """See `Pipeline.replay`."""
+def partitions(graph: Graph, frames: Mapping[str, pl.DataFrame]) -> list[tuple[Source, Sequence[Partition]]]:
+    """For each source its frame as a partition, an empty one if none is given. Raises `DefinitionError`."""
     known(list(frames), {name: pl.Null() for name in graph.sources}, f"replay of pipeline {graph.name!r}")
     empty_frames = {name: pl.DataFrame(schema=dict(s.columns)) for name, s in graph.sources.items()}
-    parts: list[tuple[Source, Sequence[Partition]]] = [
+    return [
         (source, [FramePartition(source, frames.get(name, empty_frames[name]))])
         for name, source in graph.sources.items()
     ]
-    merge = Merge(parts, rank(graph), batch_rows, dues=due(graph))
+
+
+def batches(graph: Graph, merge: Merge) -> Iterator[Batch]:
+    """What a merge hands out, with what it leads to in each view; models are left to the caller."""
     costs = {view: Costs(h.refresh.mode or "incremental") for view, h in graph.holds.items()}
 
     def kept_by(step: Hold | Stage | Settle) -> Callable[[Batch], Batch]:
@@ -73,11 +76,18 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
         return Settling(graph, step.hold, costs[step.hold.view], perf_counter)
 
     work = [kept_by(s) for s in steps(graph)]
-    models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
-    kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
     while (batch := merge.next()) is not None:
         for apply in work:
             apply(batch)
+        yield batch
+
+
+def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
+    """See `Pipeline.replay`."""
+    merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph))
+    models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
+    kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
+    for batch in batches(graph, merge):
         for name, m in graph.models.items():
             asked, told, below = (
                 batch.deltas[m.questions],

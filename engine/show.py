@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -64,7 +67,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A count, or a figure with four decimals."""
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
@@ -93,7 +97,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
     sources = _table("Sources", "source", "changes", "late", "dead letters", "watermark")
     for name, s in figures["sources"].items():
         sources.add_row(
-            name, _number(s["changes"]), _number(s["late"]), _number(s["dead_letters"]), _minute(s["watermark"])
+            name, number(s["changes"]), number(s["late"]), number(s["dead_letters"]), _minute(s["watermark"])
         )
     views = _table(
         "Views, and how far behind their inputs (local) and sources (global)",
@@ -108,18 +112,18 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
     for name, v in figures["views"].items():
         views.add_row(
             name,
-            _number(v["rows"]),
-            _number(v["retracted"]),
+            number(v["rows"]),
+            number(v["retracted"]),
             _minute(v["frontier"]),
             _lag(v["local_lag_seconds"]),
             _lag(v["global_lag_seconds"]),
-            _number(v["pending_changes"]),
+            number(v["pending_changes"]),
         )
     parts += [sources, Text(), views, Text(), *_refreshes(figures["views"])]
     if figures["models"]:
         models = _table("Models", "model", "questions", "answers", "predictions", "waiting", "closed unanswered")
         for name, m in figures["models"].items():
-            models.add_row(name, *(_number(m[k]) for k in ("questions", "answers", "predictions", "waiting", "closed")))
+            models.add_row(name, *(number(m[k]) for k in ("questions", "answers", "predictions", "waiting", "closed")))
         parts += [models, Text(), _refits(graph, figures["models"]), *_unpublished(figures["models"]), Text()]
         parts += [_quality(figures["models"]), *_leaks(figures["models"]), Text()]
     parts += [
@@ -154,7 +158,7 @@ def _refreshes(views: Mapping[str, Any]) -> list[RenderableType]:
             taken = "yes" if v["refresh"]["taken"] == mode else "-"
             last, expected = m["measured_seconds"], m["predicted_seconds"]
             table.add_row(
-                f"{name}, {mode}", _number(m["refreshes"]), *map(_number, (m["seconds"], last, expected)), taken
+                f"{name}, {mode}", number(m["refreshes"]), *map(number, (m["seconds"], last, expected)), taken
             )
     return [table, Text()] if table.row_count else []
 
@@ -165,8 +169,8 @@ def _refits(graph: Graph, models: Mapping[str, Any]) -> Table:
     )
     for name, m in models.items():
         done = m.get("refreshes", {})
-        counts = (_number(done.get(k)) for k in ("published", "refused", "failed", "fallen_back"))
-        table.add_row(name, str(graph.models[name].refresh), m.get("version") or "-", *counts, _number(m.get("held")))
+        counts = (number(done.get(k)) for k in ("published", "refused", "failed", "fallen_back"))
+        table.add_row(name, str(graph.models[name].refresh), m.get("version") or "-", *counts, number(m.get("held")))
     return table
 
 
@@ -196,7 +200,7 @@ def _quality(models: Mapping[str, Any]) -> Table:
     for name, m in models.items():
         for metric, value in m["metrics"].items():
             leak = m["naive"][metric] if m["naive"] else None
-            table.add_row(f"{name}, {metric}", _number(value), _number(m["baseline"].get(metric)), _number(leak))
+            table.add_row(f"{name}, {metric}", number(value), number(m["baseline"].get(metric)), number(leak))
     return table
 
 
@@ -206,7 +210,7 @@ def _leaks(models: Mapping[str, Any]) -> list[Text]:
     for name, m in models.items():
         for metric, leak in (m["naive"] or {}).items():
             if leak is not None:
-                claimed, honest = _number(leak), _number(m["metrics"][metric])
+                claimed, honest = number(leak), number(m["metrics"][metric])
                 lines.append(
                     Text(f"{name}: a label learnt at once would have claimed {metric} {claimed}, not {honest}")
                 )
@@ -218,7 +222,7 @@ def logs_of(logs: Sequence[About]) -> RenderableType:
     table = _table("Change logs", "relation", "rows", "first known", "last known")
     for log in logs:
         period = [_minute(t.isoformat() if t else None) for t in (log.first, log.last)]
-        table.add_row(log.name, _number(log.rows), *period)
+        table.add_row(log.name, number(log.rows), *period)
     return table
 
 
@@ -245,13 +249,13 @@ def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
             table.add_row(
                 f"{'*' if v['serving'] else ' '} {v['name']}",
                 _minute(v["known"]),
-                _number(v["examples"]),
+                number(v["examples"]),
                 _days(v["first"], v["last"]),
                 v["reason"].partition(":")[0],
                 v["verdict"],
-                _number(v["checks"].get("loss")),
-                _number(v["checks"].get("served_loss")),
-                _number(v["seconds"]),
+                number(v["checks"].get("loss")),
+                number(v["checks"].get("served_loss")),
+                number(v["seconds"]),
                 v["parent"] or "-",
             )
         parts += [table, *(Text(f"{v['name']}: {v['why']}") for v in m["versions"] if v["why"])]
@@ -266,3 +270,65 @@ def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
 def _days(first: str | None, last: str | None) -> str:
     days = dict.fromkeys(instant[:10] for instant in (first, last) if instant is not None)
     return " - ".join(days) or "-"
+
+
+def times(seconds: float | None) -> str:
+    """A length of time in its fitting unit.
+
+    >>> times(42.0), times(5400.0), times(3 * 86400.0), times(None)
+    ('42 s', '1.5 h', '3.0 d', '-')
+    """
+    if seconds is None:
+        return "-"
+    for unit, size, least in (("d", 86_400, 172_800), ("h", 3_600, 3_600), ("min", 60, 120)):
+        if seconds >= least:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.0f} s"
+
+
+def marked(found: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """The best values of a comparison, each as (policy, column)."""
+    rows, out = found["policies"], set[tuple[str, str]]()
+    for name, path, sign in (
+        ("loss", ("loss",), 1),
+        ("stale", ("stale", "p50"), 1),
+        ("seconds", ("seconds", "total"), 1),
+        *((m, ("metrics", m), -1 if up else 1) for m, up in found["metrics"].items()),
+    ):
+        values = {r["policy"]: reduce(getitem, path, r) for r in rows if r["loss"] is not None}
+        there = {policy: sign * v for policy, v in values.items() if v is not None}
+        out |= {(policy, name) for policy, v in there.items() if v == min(there.values())}
+    return out
+
+
+def verdicts(count: Mapping[str, int] | None) -> str:
+    """Refreshes by verdict, those not published only where there are any."""
+    if count is None:
+        return "-"
+    return ", ".join([str(count["published"]), *(f"{count[v]} {v}" for v in ("refused", "failed") if count[v])])
+
+
+def comparison_of(found: Mapping[str, Any]) -> RenderableType:
+    """What a comparison of policies found (`engine.compare.figures`): a table, best values bold, and the advice."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
+    table.title = (
+        f"{found['pipeline']}, {found['model']}: {found['common']:,} common of {found['judged']:,} judged questions"
+    )
+    table.add_column("policy", header_style="dim", overflow="fold")
+    for head in (found["loss"], "best in", *found["metrics"], "stale", "processor", "refreshes"):
+        table.add_column(head, justify="right", header_style="dim", no_wrap=True)
+    marks = marked(found)
+    for r in found["policies"]:
+        cells = [
+            ("loss", number(r["loss"])),
+            ("", f"{r['best']:.0%}" if "best" in r else "-"),
+            *((m, number(r["metrics"][m])) for m in found["metrics"]),
+            ("stale", times(r["stale"]["p50"])),
+            ("seconds", f"{r['seconds']['total']:,.1f} s"),
+            ("", "-" if r["refreshes"] is None else f"{sum(r['refreshes'].values()):,}"),
+        ]
+        table.add_row(
+            Text(r["policy"], style="green" if r["policy"] == found["advised"] else ""),
+            *(Text(text, style="bold" if (r["policy"], what) in marks else "") for what, text in cells),
+        )
+    return Group(Text(), table, Text(found["advice"]))

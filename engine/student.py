@@ -122,10 +122,15 @@ class Judge:
             raise ModelError.of(self.name, key, "score", e) from e
         self.scored += 1
 
+    @property
+    def each(self) -> list[Any]:
+        """The metrics one by one, in the order of `figures`."""
+        return list(self.metric) if isinstance(self.metric, metrics.base.Metrics) else [self.metric]
+
     def figures(self) -> dict[str, float | None]:
         """The metrics by name; None as long as nothing was scored."""
         out: dict[str, float | None] = {}
-        for m in self.metric if isinstance(self.metric, metrics.base.Metrics) else [self.metric]:
+        for m in self.each:
             name = n = type(m).__name__
             while n in out:
                 n = f"{name}{int(n[len(name) :] or 1) + 1}"

@@ -621,7 +621,7 @@ def test_the_training_set_is_the_join_of_questions_as_served_and_answers_as_know
     ]
     served = concat([p for p, _ in parts])
     there = accumulate([t for _, t in parts], model.training.schema)
-    whole = accumulate([KeptModel(spec(wait=4)).apply(q, a, BEGINNING)[1]], model.training.schema)
+    whole = accumulate([KeptModel(spec(wait=4)).apply(q, a, BEGINNING, np.arange(120))[1]], model.training.schema)
     assert there.equals(whole)
     predicted = dict(
         zip(
