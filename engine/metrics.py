@@ -86,6 +86,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("model",),
         "Questions answered from fewer examples than there should be.",
     ),
+    "freshet_model_refused_predictions": ("counter", ("model",), "Predictions that were not finite, and not served."),
+    "freshet_guard_actions": (
+        "counter",
+        ("model", "guard", "action"),
+        "Predictions on which a guard acted; void: on which it had no value to give.",
+    ),
 }
 """Every metric: its type, labels and meaning; counters are exported with the suffix `_total`."""
 
@@ -127,6 +133,9 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
         yield "freshet_model_questions", (name,), m["questions"]
         yield "freshet_model_answers", (name,), m["answers"]
         yield "freshet_labels_pending", (name,), m["waiting"]
+        yield "freshet_model_refused_predictions", (name,), m["refused"]
+        for told, n in m["guards"].items():
+            yield "freshet_guard_actions", (name, *told.split(": ")), n
         if "refreshes" in m:
             yield from _refitted(name, m)
         if "held" in m:
