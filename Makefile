@@ -46,7 +46,7 @@ compare: $(STAMP) ## Compare refresh policies on the first 45 days of the flight
 	@$(BIN)/freshet compare examples/flights --model late --second-costs 10 --days $(or $(DAYS),45) --out out/flights/compare.html
 
 test: $(STAMP) ## Run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: format lint types test ## Format, lint, types, tests and docs: all that must pass
 
