@@ -272,6 +272,7 @@ def test_a_growing_file_is_followed_and_metrics_are_served(folder: Path) -> None
             if (
                 'freshet_changes_total{source="orders"} 3.0' in text
                 and 'freshet_dead_letters_total{source="orders"} 1.0' in text
+                and 'freshet_view_frontier_timestamp_seconds{view="seen"} 1.70406722e+09' in text
             ):
                 break
             time.sleep(0.05)
