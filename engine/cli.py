@@ -31,7 +31,7 @@ from engine.metrics import serve
 from engine.model import ModelError
 from engine.page import page
 from engine.pipeline import Pipeline
-from engine.policy import Deferred, parse
+from engine.policy import parse
 from engine.publish import outputs
 from engine.recovery import State, StateError, claim
 from engine.report import figures, history
@@ -308,6 +308,16 @@ def export(
     console.print(f"{rows:,} rows of {relation} written to {out}", highlight=False, soft_wrap=True)
 
 
+def _as_set(pipeline: Path) -> Pipeline:
+    """The pipeline with the policies that its settings give."""
+    p, folder = _opened(pipeline)
+    try:
+        set_policies(p, load(folder, {}, []))
+    except (SettingsError, DefinitionError) as error:
+        _fail(error, 2)
+    return p
+
+
 def _found(p: Pipeline, model: str) -> Model:
     if model not in p.models:
         _fail(f"there is no model {model!r} in pipeline {p.name!r}; there are: {', '.join(p.models) or 'none'}", 2)
@@ -322,7 +332,7 @@ def models(
     state: StateOption = None,
 ) -> None:
     """List the versions of models: what each was fitted on and why, what became of it, and which one serves."""
-    p, _ = _opened(pipeline)
+    p = _as_set(pipeline)
     chosen = [_found(p, model)] if model is not None else list(p.models.values())
     kept = _kept(pipeline, state)
     try:
@@ -348,12 +358,12 @@ def rollback(
     state: StateOption = None,
 ) -> None:
     """Let an earlier version of a deferred model serve again, until the next one is published."""
-    p, _ = _opened(pipeline)
+    p = _as_set(pipeline)
     found = _found(p, model)
-    if not isinstance(found.refresh, Deferred):
-        _fail(f"model {model!r} is kept by {found.refresh}: it has no versions to go back to", 2)
     try:
         versions = Versions(_kept(pipeline, state) / "models" / model)
+        if not versions.all():
+            _fail(f"model {model!r} is kept by {found.refresh}: it has no versions to go back to", 2)
         name = version or versions.before
         if name is None:
             _fail(
@@ -410,6 +420,7 @@ def compare(
         if p.prepare is not None and not bind:
             with errors.status(f"{p.name}: preparing the data"):
                 p.prepare(folder)
+        set_policies(p, settings)
         check_bindings(p, settings)
         told = [parse(text, "--policy") for text in policy or []]
         if not (names := model or list(p.models)):

@@ -32,8 +32,9 @@ from engine.due import Kind, loss
 from engine.examples import OPEN, Examples, Question
 from engine.fit import CHANCE
 from engine.graph import Graph, Model, Source
+from engine.keeper import Keeper
 from engine.merge import Merge, Partition
-from engine.model import Keeper, kept
+from engine.model import kept
 from engine.plan import due, rank, watermark
 from engine.policy import Policy, check_model, debt, deferred, immediate, on_query
 from engine.refit import Refitted
@@ -73,7 +74,8 @@ class Watched:
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
-        self.alone, self.steady, self.keeps = keeper.alone, keeper.steady, keeper.keeps
+        self.steady, self.keeps = keeper.steady, keeper.keeps
+        self.tell = self._tell if keeper.tell is not None else None
         self.asked_at: list[int] = []
         self.labels: list[Any] = []
         self.said: list[Any] = []
@@ -106,7 +108,8 @@ class Watched:
         self.keeper.asked(question, clock)
         self.seconds["serving"] += time.process_time() - began
 
-    def tell(self, question: Question) -> Any:
+    def _tell(self, question: Question) -> Any:
+        assert self.keeper.tell is not None
         began = time.process_time()
         said = self.keeper.tell(question)
         self.seconds["serving"] += time.process_time() - began

@@ -260,7 +260,7 @@ class Beside:
     def start(self, job: Job) -> Future[tuple[Version, Any]]:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (list(sys.path), os.getpid()))
-        _by_value(job.spec)
+        _by_value()
         self._progress.unlink(missing_ok=True)
         try:
             return self._pool.submit(_work, cloudpickle.dumps(job), str(self._log), str(self._progress))
@@ -284,7 +284,7 @@ class Beside:
             self._pool = None
 
 
-def _by_value(spec: ModelSpec) -> None:
+def _by_value() -> None:
     """Have functions of modules that only this process has loaded (the pipeline file) pickled with their code."""
     module = sys.modules.get("freshet_pipeline")
     if module is not None:

@@ -87,6 +87,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "Questions answered from fewer examples than there should be.",
     ),
     "freshet_model_refused_predictions": ("counter", ("model",), "Predictions that were not finite, and not served."),
+    "freshet_model_failed_predictions": ("counter", ("model",), "Questions at which the learner failed."),
     "freshet_guard_actions": (
         "counter",
         ("model", "guard", "action"),
@@ -134,6 +135,7 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
         yield "freshet_model_answers", (name,), m["answers"]
         yield "freshet_labels_pending", (name,), m["waiting"]
         yield "freshet_model_refused_predictions", (name,), m["refused"]
+        yield "freshet_model_failed_predictions", (name,), m["failed"]
         for told, n in m["guards"].items():
             yield "freshet_guard_actions", (name, *told.split(": ")), n
         if "refreshes" in m:

@@ -26,201 +26,34 @@ scored, so one overflow does not turn a metric into nan for good.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from engine.examples import OPEN, Answer, Examples, Question
+from engine.examples import Answer, Examples, Question
 from engine.fit import Beside, Here
 from engine.guard import Taken
-from engine.learners import retraction, unlearn
+from engine.keeper import AtOnce, Keeper
 from engine.log import ChangeLog
+from engine.naive import Naive
 from engine.policy import Deferred, OnQuery, Policy
 from engine.query import Queried
 from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
-from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint, guarded, prediction_schema
-from engine.student import Judge, ModelError, Online, Reading, guesser, values
+from engine.spec import ModelSpec, asks_probabilities, guarded, prediction_schema
+from engine.student import Judge, ModelError, Reading, guesser, values
 from engine.training import MemoryLog, Training, column
 from engine.versions import Versions
-from operators.delta import FLOAT, STRING, Columns, Delta, Ints, Schema, concat, empty, is_null
+from operators.delta import FLOAT, STRING, Columns, Delta, Ints, concat, empty, is_null
 
 __all__ = ["KeptModel", "ModelError", "kept"]
-
-
-class Keeper(Protocol):
-    """What a policy makes of a model.
-
-    alone: what it says of a question depends on all that came before, so each is asked by itself. steady: examples do
-    not change what it says until it is refreshed, and only such a one is `due`. keeps: it still needs what it was given
-    of a question once that is an example.
-    """
-
-    alone: bool
-    steady: bool
-    keeps: bool
-
-    def rows(self, columns: Columns, schema: Schema) -> Sequence[Any]:
-        """What it is given of each question as soon as it comes."""
-
-    def asked(self, question: Question, clock: int) -> None:
-        """A question came."""
-
-    def tell(self, question: Question) -> Any:
-        """What it says of a question now, if it is `alone`; sets its version."""
-
-    def say(self, questions: Sequence[Question], columns: Columns) -> Sequence[Any]:
-        """What it says of each question now, if it is not `alone`; sets their versions. columns: their features."""
-
-    def learn(self, question: Question, clock: int) -> None:
-        """Take in an example, for the first time or again."""
-
-    def unlearn(self, question: Question, clock: int) -> None:
-        """Take back an example."""
-
-    def begin(self, seq: int, clock: int, live: bool) -> None:
-        """Before the changes from `seq` on. live: whether the present is being followed."""
-
-    def newest(self) -> int | None:
-        """When the newest example that it has learnt became known."""
-
-    def due(self, seq: int, clock: int) -> bool:
-        """Whether it is to be refreshed, now that the changes up to `seq` are known."""
-
-    def refresh(self, seq: int, clock: int, examples: Examples) -> None:
-        """Refresh it with the changes up to `seq`, which the training set holds, and no others."""
-
-    def close(self) -> None:
-        """Leave nothing running."""
-
-    def figures(self) -> dict[str, Any]: ...
-
-    def snapshot(self) -> Any: ...
-
-    def restore(self, state: Any) -> None: ...
-
-
-class AtOnce:
-    """An immediate model: learns every answer when it arrives."""
-
-    alone, steady = True, False
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec, self.learned = spec, 0
-        self._newest: int | None = None
-        self._enrol(clone(spec))
-        self._fingerprint = fingerprint(spec)
-        self._version: str | None = None
-        self.keeps = retraction(spec.learner) == "group"
-
-    def _enrol(self, learner: Any) -> None:
-        self.student = Online(self.spec, learner)
-        self.rows = self.student.rows
-
-    @property
-    def model(self) -> Any:
-        """The learner as it is now. To be looked at: what trains or predicts with it changes what is served."""
-        return self.student.model
-
-    def begin(self, seq: int, clock: int, live: bool) -> None:
-        return None
-
-    def newest(self) -> int | None:
-        return self._newest
-
-    def due(self, seq: int, clock: int) -> bool:
-        return False
-
-    def asked(self, question: Question, clock: int) -> None:
-        return None
-
-    def tell(self, question: Question) -> Any:
-        version = self._version
-        if version is None:
-            version = self._version = f"{self._fingerprint}.{self.learned}"
-        question.version = version
-        return self.student.predict(question.x)
-
-    def say(self, questions: Sequence[Question], columns: Columns) -> list[Any]:
-        return [self.tell(q) for q in questions]
-
-    def learn(self, question: Question, clock: int) -> None:
-        if question.first or self.keeps:
-            x = self.student.mine(question.x) if self.spec.naive or self.keeps else question.x
-            self.student.learn(x, question.label)
-            self.learned += 1
-            self._version, self._newest = None, clock
-
-    def unlearn(self, question: Question, clock: int) -> None:
-        if self.keeps:
-            unlearn(self.student.model, question.x, question.label)
-            self.learned += 1
-            self._version = None
-
-    def refresh(self, seq: int, clock: int, examples: Examples) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
-
-    def figures(self) -> dict[str, Any]:
-        return {}
-
-    def snapshot(self) -> Any:
-        return self.student.model, self.learned, self._newest
-
-    def restore(self, state: Any) -> None:
-        learner, self.learned, self._newest = state
-        self._enrol(learner)
-
-
-class Naive:
-    """The twin that is told each label right after its question: in the order of the questions, the answered ones."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec, self.schema = spec, {f: spec.questions[f] for f in spec.features}
-        self.student, self.judge = Online(spec, clone(spec)), Judge(f"{spec.name} (naive)", spec.metrics)
-        self._queue: deque[tuple[Question, Any]] = deque()
-
-    def ask(self, question: Question, x: Any) -> None:
-        """Take in a question and what the student is given of it."""
-        self._queue.append((question, x))
-
-    def settle(self, reading: Callable[[Any], Any]) -> None:
-        """Go on as far as it is known what became of the questions."""
-        queue = self._queue
-        while queue and not (queue[0][0].state == OPEN and queue[0][0].first):
-            head, x = queue.popleft()
-            if not head.first:
-                try:
-                    said = self.student.predict(x)
-                    value = reading(said)
-                    if type(value) is float and not isfinite(value):
-                        said = None
-                except Exception as e:
-                    raise ModelError.of(self.judge.name, head.key, "predict", e) from e
-                self.judge(head.key, head.first_label, said)
-                try:
-                    self.student.learn(x, head.first_label)
-                except Exception as e:
-                    raise ModelError.of(self.judge.name, head.key, "learn", e) from e
-
-    def snapshot(self) -> Any:
-        return self.student.model, self.judge.metric, self.judge.scored, self._queue
-
-    def restore(self, state: Any) -> None:
-        model, metric, scored, self._queue = state
-        self.student, self.judge = Online(self.spec, model), Judge(self.judge.name, metric, scored)
 
 
 class KeptModel:
     """A model, kept as its policy says.
 
-    refresh: see `engine.policy`. keeper: what keeps it. log: where the changes of its training set
-    go; training: what gives these.
+    keeper: what its policy makes of it. log: where the changes of its training set go; training: what gives these.
     """
 
     def __init__(
@@ -275,7 +108,7 @@ class KeptModel:
         if len(questions):
             keys = _keys(questions, self.spec.key)
             rows = self.keeper.rows(questions.columns, {f: self.spec.questions[f] for f in self.spec.features})
-            if self._naive is not None and not self.keeper.alone:
+            if self._naive is not None and self.keeper.tell is None:
                 self._twins = self._naive.student.rows(questions.columns, self._naive.schema)
             moved, row = _moved(questions, keys), self.training.serve(questions)
             if self._guards:
@@ -341,15 +174,8 @@ class KeptModel:
         judges = [(j.metric, j.scored) for j in (self._judge, self._baseline)]
         naive = self._naive and self._naive.snapshot()
         parts = self.examples.snapshot(), self.training.snapshot(), self.keeper.snapshot()
-        return (
-            parts,
-            judges,
-            self._guesser,
-            naive,
-            self._count,
-            self._seq,
-            self._guards.counts,
-        ), self.log.flush() if self.log else 0
+        kept = parts, judges, self._guesser, naive, self._count, self._seq, self._guards.counts
+        return kept, self.log.flush() if self.log else 0
 
     def restore(self, state: Any) -> None:
         """Take over the state that `snapshot` gave. Called at most once, before the first `apply`."""
@@ -383,8 +209,7 @@ class KeptModel:
     def _tell(self, answer: Answer, seq: int) -> None:
         self._reach(seq)
         self.examples.answer(answer, self._clock)
-        if self._naive is not None:
-            self._naive.settle(self._reading)
+        self._settle()
 
     def _ask(self, question: Question, i: int) -> None:
         if not self._guessed:
@@ -393,7 +218,7 @@ class KeptModel:
         question.guess = self._guess
         self.examples.add(question)
         if self._naive is not None:
-            self._naive.ask(question, question.x if self.keeper.alone else self._twins[i])
+            self._naive.ask(question, self._twins[i] if self.keeper.tell is None else question.x)
         if self._guarding is not None:
             self._unguarded.append((i, question))
         question.age = self._clock  # for now when it was asked
@@ -403,17 +228,16 @@ class KeptModel:
             raise ModelError.of(self.spec.name, question.key, "predict", e) from e
         if self._guarding is not None and self._guarding[1].by[i] >= 0:
             question.version = ""
-        elif self.keeper.alone:
+        elif (tell := self.keeper.tell) is not None:
             try:
-                said = self.keeper.tell(question)
+                said = tell(question)
                 self._take(question, said, self._reading(said))
             except Exception as e:
                 self._let_off(question, e)
         else:
             self._unsaid.append(question)
         self.examples.told_before(question)
-        if self._naive is not None:
-            self._naive.settle(self._reading)
+        self._settle()
 
     def _say(self) -> None:
         """Let all questions that were asked have their predictions."""
@@ -503,8 +327,9 @@ class KeptModel:
         if len(changes):
             self._told.append(changes)
             if self.log is not None:
-                known = np.array(self._known or [0], np.int64)
-                self.log.append(changes, known[changes.seq - self._first] if self._known else known[changes.seq * 0])
+                none = np.zeros(len(changes), np.int64)
+                known = np.array(self._known, np.int64)[changes.seq - self._first] if self._known else none
+                self.log.append(changes, known)
 
     def _settle(self) -> None:
         if self._naive is not None:

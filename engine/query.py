@@ -20,12 +20,12 @@ from operators.delta import BEGINNING, BOOL, Columns, Schema, is_null
 
 
 class Queried:
-    """What keeps a model on query. See `engine.model.Keeper`.
+    """What keeps a model on query. See `engine.keeper.Keeper`.
 
     features: gives the features of questions as served.
     """
 
-    alone, steady, keeps = False, False, False
+    steady, keeps, tell = False, False, None
 
     def __init__(self, spec: ModelSpec, policy: OnQuery, features: Callable[[Sequence[Question]], Columns]) -> None:
         self.spec, self.policy, self._features = spec, policy, features
@@ -51,9 +51,6 @@ class Queried:
 
     def asked(self, question: Question, clock: int) -> None:
         return None
-
-    def tell(self, question: Question) -> Any:
-        raise NotImplementedError
 
     def say(self, questions: Sequence[Question], columns: Columns) -> list[Any]:
         for q in questions:

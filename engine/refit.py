@@ -52,12 +52,12 @@ class Log(Protocol):
 
 
 class Refitted:
-    """What keeps a deferred model. See `engine.model.Keeper`.
+    """What keeps a deferred model. See `engine.keeper.Keeper`.
 
     live: whether the present is being followed: then no fit is waited for.
     """
 
-    alone, steady, keeps = False, True, False
+    steady, keeps, tell = True, False, None
 
     def __init__(self, spec: ModelSpec, refresh: Deferred, versions: Versions, fits: Fits, log: Log) -> None:
         self.spec, self.refresh_, self.versions, self.fits, self.log = spec, refresh, versions, fits, log
@@ -78,7 +78,7 @@ class Refitted:
         self._matured = 0
         self._seconds: float | None = None
         self._cost: dict[str, float] = {}
-        self._checksum = self._learned = 0
+        self._checksum = self._learned = self._failed = 0
         self._count = {"published": 0, "refused": 0, "failed": 0, "fallen_back": 0}
         self._last: Version | None = None
 
@@ -95,9 +95,6 @@ class Refitted:
             x = question.x
             named = x if isinstance(x, Mapping) else dict(zip(self.spec.features, x.tolist(), strict=True))
             self.meter.asked(clock, named)
-
-    def tell(self, question: Question) -> Any:
-        raise NotImplementedError
 
     def say(self, questions: Sequence[Question], columns: Columns) -> Sequence[Any]:
         for q in questions:
@@ -122,7 +119,8 @@ class Refitted:
             for i in range(n):
                 try:
                     out += fixed({c: a[i : i + 1] for c, a in columns.items()})
-                except Exception:
+                except Exception:  # whatever a learner raises: it has no prediction, and that is counted
+                    self._failed += 1
                     out.append(None)
             return out
 
@@ -275,6 +273,7 @@ class Refitted:
     def figures(self) -> dict[str, Any]:
         """The `version` that serves, and when the newest example it was `trained` on became known.
 
+        `failed`: how often a version failed at a question.
         Further `refreshes` by verdict; the version that is `fitting`, and the `share` of that done; the `last` that was
         fitted; what is `due`.
         """
@@ -282,6 +281,7 @@ class Refitted:
         return {
             "version": self._serving.name if self._serving else None,
             "trained": self._serving.newest if self._serving else None,
+            "failed": self._failed,
             "refreshes": dict(self._count),
             "fitting": fit[0].name if fit else None,
             "share": self.fits.share() if fit else None,
@@ -293,12 +293,12 @@ class Refitted:
         names = self._serving and self._serving.name, self._before
         fit = self._fit and (self._fit[0], self._matured)
         learner = self._shadow and self._shadow.model
-        kept = self._seconds, self._cost, self._checksum, self._learned, self._count, self._last
+        kept = self._seconds, self._cost, self._checksum, self._learned, self._failed, self._count, self._last
         return names, fit, self.meter, learner, kept
 
     def restore(self, state: Any) -> None:
         (serving, self._before), fit, self.meter, learner, kept = state
-        self._seconds, self._cost, self._checksum, self._learned, self._count, self._last = kept
+        self._seconds, self._cost, self._checksum, self._learned, self._failed, self._count, self._last = kept
         if learner is not None:
             self._shadow = Online(self.spec, learner)
         if serving is not None:

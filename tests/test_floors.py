@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.plan", "engine.show", "engine.settings", "engine.metrics"),
     ("engine.graph", "engine.cost"),
     ("engine.model", "engine.lines", "engine.batch", "engine.freshness"),
-    ("engine.refit", "engine.query"),
+    ("engine.refit", "engine.query", "engine.keeper", "engine.naive"),
     ("engine.fit",),
     ("engine.log", "engine.export", "engine.versions", "engine.student", "engine.training", "engine.due"),
     ("engine.schedule",),

@@ -112,10 +112,20 @@ POLICIES = {
 }
 
 
+class Tree(DecisionTreeRegressor):
+    """An estimator that looks at the number only, quick enough to be asked row by row."""
+
+    def fit(self, x: Any, y: Any) -> Any:
+        return super().fit(x.select("a").to_numpy(), y)
+
+    def predict(self, x: Any) -> Any:
+        return super().predict(x.select("a").to_numpy())
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("learner", ["river", "tree"])
 def test_how_batches_are_cut_does_not_show(policy: str, learner: str) -> None:
-    made = (lambda: numbers_only(RIVER)) if learner == "river" else ESTIMATORS["tree"]
+    made = (lambda: numbers_only(RIVER)) if learner == "river" else lambda: Tree(max_depth=4, random_state=1)
     frames = stream(2400, turn=1800) if policy == "debt" else stream(600, turn=350)
     cuts = (1000, 13) if policy == "debt" else (1000, 1, 13)
     found = [run(pipeline(POLICIES[policy], made()), frames, n) for n in cuts]
@@ -336,9 +346,9 @@ def test_a_live_run_does_not_wait_and_one_that_goes_back_comes_to_the_same(tmp_p
         m = kept(m.spec, refresh, tmp_path, state)
         if state is start:
             feed(m, told(3, first))
-        assert feed(m, asked(10, 1))[0] == before or state is fitting
+            assert feed(m, asked(10, 1))[0] == before
         assert feed(m, asked(11, 2))[0] == after, "the version begins to serve where it did before"
-        assert m.figures()["refreshes"]["published"] in (0, 1)
+        assert m.figures()["refreshes"]["published"] == 1
         m.close()
 
 

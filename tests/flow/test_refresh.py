@@ -140,7 +140,7 @@ def test_the_command_overrides_policies(folder: Path, tmp_path: Path) -> None:
         ("card=immediate()", "no view or model 'card' in pipeline 'cards'; did you mean 'cards'?"),
         ("cards=hourly", "refresh of 'cards' is 'hourly', which cannot be read"),
         ("cards=on_query(3)", "which is for models; expected immediate() or deferred(...)"),
-        ("fraud=on_query(3)", "model 'fraud': refresh is on_query(neighbours=3); expected immediate()"),
+        ("fraud=deferred(every='1h', mode='auto', window='1d')", "does not forget what leaves the window"),
         ("cards=deferred(target_lag='downstream')", "no view that stands on it has a target_lag"),
         ("cards=deferred(target_lag='1us')", "is saved only every 50ms (epoch)"),
     ):
