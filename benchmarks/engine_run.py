@@ -13,6 +13,7 @@ from river import linear_model, metrics, preprocessing
 import operators as op
 from benchmarks.hand import FEATURES
 from engine import Pipeline, immediate
+from engine.batch import Batch
 from engine.flow import Run
 from engine.publish import outputs
 from engine.recovery import claim
@@ -87,13 +88,14 @@ def go_on(
     state = claim(folder / "state", p.name, p.definition(), settings.shards, folder, outputs(p))
     run = Run(p, settings, folder, state.recovery)
     if published is not None:
-        run.guard = _telling(run.guard, published)  # type: ignore[method-assign]
+        tell(run, published)
     run.run()
     state.release()
 
 
-def _telling(guard: Any, published: Callable[[], None]) -> Any:
-    """Guards steps as before; `published` is called after each call of the last one."""
+def tell(run: Run, published: Callable[[], None]) -> None:
+    """Have `published` called after each batch that the run publishes."""
+    guard = run.guard
 
     def guarded(step: str, call: Callable[..., Any]) -> Callable[..., Any]:
         inner: Callable[..., Any] = guard(step, call)
@@ -102,9 +104,10 @@ def _telling(guard: Any, published: Callable[[], None]) -> Any:
 
         def told(*args: Any) -> Any:
             found = inner(*args)
-            published()
+            if isinstance(args[0], Batch):  # and not when the step is built
+                published()
             return found
 
         return told
 
-    return guarded
+    run.guard = guarded  # type: ignore[method-assign]
