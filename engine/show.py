@@ -124,7 +124,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
         models = _table("Models", "model", "questions", "answers", "predictions", "waiting", "closed unanswered")
         for name, m in figures["models"].items():
             models.add_row(name, *(number(m[k]) for k in ("questions", "answers", "predictions", "waiting", "closed")))
-        parts += [models, Text(), _refits(graph, figures["models"]), *_unpublished(figures["models"]), Text()]
+        parts += [models, Text(), *_refits(graph, figures["models"])]
         parts += [_quality(figures["models"]), *_leaks(figures["models"]), Text()]
     parts += [
         Text("Outputs", style="bold"),
@@ -163,15 +163,18 @@ def _refreshes(views: Mapping[str, Any]) -> list[RenderableType]:
     return [table, Text()] if table.row_count else []
 
 
-def _refits(graph: Graph, models: Mapping[str, Any]) -> Table:
+def _refits(graph: Graph, models: Mapping[str, Any]) -> list[RenderableType]:
+    """How models that do not learn each answer as it comes were kept, and what went amiss."""
     table = _table(
         "Refreshes of models", "model", "refresh", "serves", "published", "refused", "failed", "fallen back", "examples"
     )
     for name, m in models.items():
+        if "refreshes" not in m and "held" not in m:
+            continue
         done = m.get("refreshes", {})
         counts = (number(done.get(k)) for k in ("published", "refused", "failed", "fallen_back"))
         table.add_row(name, str(graph.models[name].refresh), m.get("version") or "-", *counts, number(m.get("held")))
-    return table
+    return [table, *_unpublished(models), Text()] if table.row_count else []
 
 
 def _unpublished(models: Mapping[str, Any]) -> list[Text]:

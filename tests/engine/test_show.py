@@ -1,0 +1,49 @@
+"""What the summary of a run says."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from river import linear_model
+
+import operators as op
+from engine import Pipeline, deferred, immediate, on_query
+from engine.model import kept
+from engine.policy import Policy
+from engine.show import summary_of
+
+
+def summary(policies: dict[str, Policy]) -> str:
+    """The summary of a run in which models under these policies were asked nothing."""
+    p = Pipeline("p")
+    asked = p.source("asked", key="id", at="at", schema={"id": int, "at": pl.Datetime, "a": float})
+    told = p.source("told", key="id", at="at", schema={"id": int, "at": pl.Datetime, "y": float})
+    questions = p.view("questions", asked, op.project("id", "a"))
+    for name, policy in policies.items():
+        learner = linear_model.LinearRegression()
+        p.model(name, questions, answers=told, label="y", learner=learner, refresh=policy, wait="1d")
+    figures: dict[str, Any] = {"changes": 0, "dead_letters": 0, "late": 0, "sources": {}, "views": {}, "outputs": {}}
+    models = {n: kept(m.spec, m.refresh).figures() for n, m in p.models.items()}
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(summary_of(p, {**figures, "models": models}, 1.0, stopped=False))
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def section(text: str, title: str) -> list[str]:
+    """The lines below a title, as far as the next empty one."""
+    return text.split(f"{title}\n")[1].split("\n\n")[0].splitlines()
+
+
+def test_models_that_are_refreshed_or_look_examples_up_are_in_the_table_of_refreshes() -> None:
+    text = summary({"at_once": immediate(), "daily": deferred(every="1d"), "near": on_query(32)})
+    shown = [line.split()[:2] for line in section(text, "Refreshes of models")]
+    assert shown[1:] == [["daily", "deferred(every='1d')"], ["near", "on_query(neighbours=32)"]]
+
+
+def test_without_such_a_model_there_is_no_table_of_refreshes() -> None:
+    text = summary({"at_once": immediate()})
+    assert "Quality of what was served" in text
+    assert "Refreshes of models" not in text
