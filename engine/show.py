@@ -15,6 +15,7 @@ from rich.tree import Tree
 
 from engine.graph import Graph
 from engine.log import About
+from engine.policy import OnQuery
 from operators.delta import Schema
 
 
@@ -174,7 +175,7 @@ def _refits(graph: Graph, models: Mapping[str, Any]) -> list[RenderableType]:
         done = m.get("refreshes", {})
         counts = (number(done.get(k)) for k in ("published", "refused", "failed", "fallen_back"))
         table.add_row(name, str(graph.models[name].refresh), m.get("version") or "-", *counts, number(m.get("held")))
-    return [table, *_unpublished(models), Text()] if table.row_count else []
+    return [table, *_unpublished(models), *_short(graph, models), Text()] if table.row_count else []
 
 
 def _unpublished(models: Mapping[str, Any]) -> list[Text]:
@@ -184,6 +185,19 @@ def _unpublished(models: Mapping[str, Any]) -> list[Text]:
         Text(f"{name}: the last version was {v['verdict']}: {v['why']}")
         for name, v in last.items()
         if v["verdict"] != "published"
+    ]
+
+
+def _short(graph: Graph, models: Mapping[str, Any]) -> list[Text]:
+    """Of models on query that are to look among more examples than there were, how often that was so."""
+    return [
+        Text.assemble(
+            ("warning: ", "yellow"),
+            f"{name}: {m['fewer']:,} of {m['questions']:,} questions were answered from fewer than "
+            f"{refresh.neighbours:,} examples",
+        )
+        for name, m in models.items()
+        if isinstance(refresh := graph.models[name].refresh, OnQuery) and m["fewer"]
     ]
 
 

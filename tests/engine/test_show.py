@@ -16,8 +16,8 @@ from engine.policy import Policy
 from engine.show import summary_of
 
 
-def summary(policies: dict[str, Policy]) -> str:
-    """The summary of a run in which models under these policies were asked nothing."""
+def summary(policies: dict[str, Policy], more: dict[str, Any] | None = None) -> str:
+    """The summary of a run in which models under these policies were asked nothing, but for what `more` says."""
     p = Pipeline("p")
     asked = p.source("asked", key="id", at="at", schema={"id": int, "at": pl.Datetime, "a": float})
     told = p.source("told", key="id", at="at", schema={"id": int, "at": pl.Datetime, "y": float})
@@ -25,8 +25,8 @@ def summary(policies: dict[str, Policy]) -> str:
     for name, policy in policies.items():
         learner = linear_model.LinearRegression()
         p.model(name, questions, answers=told, label="y", learner=learner, refresh=policy, wait="1d")
-    figures: dict[str, Any] = {"changes": 0, "dead_letters": 0, "late": 0, "sources": {}, "views": {}, "outputs": {}}
-    models = {n: kept(m.spec, m.refresh).figures() for n, m in p.models.items()}
+    figures = {"changes": 0, "dead_letters": 0, "late": 0, "sources": {}, "views": {}, "outputs": {}}
+    models = {n: {**kept(m.spec, m.refresh).figures(), **(more or {}).get(n, {})} for n, m in p.models.items()}
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(summary_of(p, {**figures, "models": models}, 1.0, stopped=False))
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
@@ -47,3 +47,10 @@ def test_without_such_a_model_there_is_no_table_of_refreshes() -> None:
     text = summary({"at_once": immediate()})
     assert "Quality of what was served" in text
     assert "Refreshes of models" not in text
+
+
+def test_a_warning_says_how_many_questions_were_answered_from_fewer_examples_than_there_should_be() -> None:
+    policies: dict[str, Policy] = {"late": on_query(32), "near": on_query(3), "at_once": immediate()}
+    text = summary(policies, {"late": {"fewer": 32, "questions": 1200}})
+    warned = [line for line in text.splitlines() if line.startswith("warning:")]
+    assert warned == ["warning: late: 32 of 1,200 questions were answered from fewer than 32 examples"]
