@@ -6,7 +6,8 @@ same answers.
 Which questions count. Labels that come quickly are not like the others, so a question is judged only if it is answered
 and every question asked before it is answered or closed. All policies are compared on the *common* questions: those
 judged of which every policy said something (one that never said anything is not asked for its opinion). What each lost
-on its *own*, all judged questions of which it said something, is told beside.
+on its *own*, all judged questions of which it said something, is told beside. A policy under which the model fails is
+said to have failed, and why; what it said before counts for nothing, and the others go on.
 
 Chance. Losses of neighbouring moments are alike, so the error of a difference comes from a circular block bootstrap:
 the losses are summed by cells of a day (of a `CELLS`-th of the period, where that is less), and of n cells, blocks of
@@ -40,7 +41,7 @@ from engine.policy import Policy, check_model, debt, deferred, immediate, on_que
 from engine.refit import Refitted
 from engine.replay import batches
 from engine.spec import ModelSpec
-from engine.student import Judge
+from engine.student import Judge, ModelError
 from operators.delta import BOOL, Columns, Ints, Schema
 from operators.operator import DefinitionError
 
@@ -69,7 +70,7 @@ class Watched:
     By the number of the question, in the order in which they are asked: `asked_at` its `at`, `labels`, `said`, `values`
     (None: none), `stale` (microseconds from the newest example that what answered had learnt until the question, nan:
     nothing had been learnt). `told`: numbers in the order in which answers came. seconds: of the processor, for
-    "serving" and "refresh" (learning, fitting, judging).
+    "serving" and "refresh" (learning, fitting, judging). failed: why the model failed, and was asked no further.
     """
 
     def __init__(self, keeper: Keeper) -> None:
@@ -83,6 +84,7 @@ class Watched:
         self.stale: list[float] = []
         self.told: list[int] = []
         self.seconds = {"serving": 0.0, "refresh": 0.0}
+        self.failed: str | None = None
         self._waiting: dict[Question, int] = {}
         self._clocks: dict[Question, int] = {}
         self._newest: int | None = None
@@ -195,7 +197,8 @@ def compare(
     second of the processor, in units of the loss. progress: called after each batch with the share that is done and how
     many changes have been read.
 
-    Raises `DefinitionError` when there is no such model, fewer than two different policies, or one that cannot keep it.
+    Raises `DefinitionError` when there is no such model, fewer than two different policies, or one that cannot keep it;
+    `ModelError` when no policy is left under which a model did not fail.
     """
     for name in policies:
         if name not in graph.models:
@@ -220,9 +223,16 @@ def compare(
             running.append((model, policy, watched, one.apply))
     merge = Merge(partitions, rank(graph), batch_rows, until, dues=due(graph))
     for batch in batches(graph, merge):
-        for model, _, _, apply in running:
+        for model, policy, watched, apply in running:
+            if watched.failed is not None:
+                continue
             below = watermark(graph, model, batch.watermark)
-            apply(batch.deltas[model.questions], batch.deltas[model.answers], below, batch.known, batch.first)
+            try:
+                apply(batch.deltas[model.questions], batch.deltas[model.answers], below, batch.known, batch.first)
+            except ModelError as error:
+                watched.failed = str(error)
+                if all(w.failed is not None for _, _, w, _ in running):
+                    raise ModelError(f"every policy failed, the last of them {policy}: {error}") from error
         if progress is not None:
             progress(merge.progress, sum(merge.read.values()))
     changes = sum(merge.read.values())
@@ -238,20 +248,21 @@ def figures(spec: ModelSpec, watched: Sequence[tuple[str, Watched]], second_cost
 
     `loss`: what the loss is; `metrics`: of each whether more is better. `questions` asked; `judged`, and of these
     `common`, asked from `since` to `until`. `cells`: of the bootstrap; `cell`, `block`: their lengths in microseconds.
-    `course`: where its bins begin. `policies`, in the order given: `loss` and `metrics` on the common questions,
-    `own_loss` and `own_metrics` on the `own`; `difference` of the loss to the best, its `error` (one standard error),
-    and `best`: the share of resamples in which it loses least; `stale` (seconds, of its own): `p50` and `p95`;
-    `seconds` of the processor; `refreshes` by verdict and `versions` (None unless deferred); `course` of the loss;
-    `total` cost when a second has a price. `best` and `advised`: policies; `advice`: the same as a sentence.
+    `course`: where its bins begin. `policies`, in the order given: why it `failed` (None: it did not; one that did is
+    told as if it had said nothing); `loss` and `metrics` on the common questions, `own_loss` and `own_metrics` on the
+    `own`; `difference` of the loss to the best, its `error` (one standard error), and `best`: the share of resamples in
+    which it loses least; `stale` (seconds, of its own): `p50` and `p95`; `seconds` of the processor; `refreshes` by
+    verdict and `versions` (None unless deferred); `course` of the loss; `total` cost when a second has a price. `best`
+    and `advised`: policies; `advice`: the same as a sentence.
     """
-    first = watched[0][1]
+    first = next((w for _, w in watched if w.failed is None), watched[0][1])
     kind = _kind(spec)
     at = np.array(first.asked_at, np.int64)
     told = np.array(first.told, np.int64)
     told = told[told < first.matured]
     judged = np.zeros(len(at), np.bool_)
     judged[told] = True
-    lost = [np.array([_nan(loss(kind, *pair)) for pair in zip(w.labels, w.values, strict=True)]) for _, w in watched]
+    lost = [_lost(kind, w) if w.failed is None else np.full(len(at), np.nan) for _, w in watched]
     own = [judged & ~np.isnan(x) for x in lost]
     common = judged & np.logical_and.reduce([o for o in own if o.any()] or [judged & False])
     since, until = (int(at[common].min()), int(at[common].max()) + 1) if common.any() else (None, None)
@@ -270,12 +281,13 @@ def figures(spec: ModelSpec, watched: Sequence[tuple[str, Watched]], second_cost
     rows = [
         {
             "policy": policy,
+            "failed": w.failed,
             "loss": _mean(x[common]),
             "metrics": _metrics(spec, w, told[common[told]] if o.any() else told[:0]),
             "own": int(o.sum()),
             "own_loss": _mean(x[o]),
             "own_metrics": _metrics(spec, w, told[o[told]]),
-            "stale": _stale(np.array(w.stale)[o]),
+            "stale": _stale(np.array(w.stale)[np.flatnonzero(o)]),
             "seconds": {**w.seconds, "total": sum(w.seconds.values())},
             **_versions(w.keeper),
         }
@@ -297,8 +309,10 @@ def _kind(spec: ModelSpec) -> Kind:
     return "number" if not spec.classifies else "probability" if spec.answers[spec.label] == BOOL else "class"
 
 
-def _nan(value: float | None) -> float:
-    return np.nan if value is None else value
+def _lost(kind: Kind, watched: Watched) -> Floats:
+    """The loss of each question, nan where nothing was said or answered."""
+    each = (loss(kind, *pair) for pair in zip(watched.labels, watched.values, strict=True))
+    return np.array([np.nan if x is None else x for x in each])
 
 
 def _mean(x: Floats) -> float | None:

@@ -98,6 +98,10 @@ def _table(found: Mapping[str, Any]) -> str:
     ]
     marks, lines = marked(found), []
     for i, r in enumerate(found["policies"]):
+        head = f'<th scope="row">{_badge(i)}<code>{escape(r["policy"])}</code></th>'
+        if r["failed"] is not None:
+            lines.append(f'<tr>{head}<td class="text" colspan="{len(heads)}">failed: {escape(r["failed"])}</td></tr>\n')
+            continue
         differs = r.get("error") is not None
         cells = [
             ("loss", number(r["loss"])),
@@ -119,7 +123,7 @@ def _table(found: Mapping[str, Any]) -> str:
             for what, text in cells
         )
         mine = ' class="advised"' if r["policy"] == found["advised"] else ""
-        lines.append(f'<tr{mine}><th scope="row">{_badge(i)}<code>{escape(r["policy"])}</code></th>{shown}</tr>\n')
+        lines.append(f"<tr{mine}>{head}{shown}</tr>\n")
     top = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
     return (
         '<div class="wide"><table><caption>Quality, staleness and cost of each policy; the best of a column is bold. '

@@ -326,7 +326,7 @@ def verdicts(count: Mapping[str, int] | None) -> str:
 
 
 def comparison_of(found: Mapping[str, Any]) -> RenderableType:
-    """What a comparison of policies found (`engine.compare.figures`): a table, best values bold, and the advice."""
+    """What a comparison of policies found (`engine.compare.figures`): a table (best values bold), failures, advice."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
     table.title = (
         f"{found['pipeline']}, {found['model']}: {found['common']:,} common of {found['judged']:,} judged questions"
@@ -337,7 +337,7 @@ def comparison_of(found: Mapping[str, Any]) -> RenderableType:
     marks = marked(found)
     for r in found["policies"]:
         cells = [
-            ("loss", number(r["loss"])),
+            ("loss", "failed" if r["failed"] is not None else number(r["loss"])),
             ("", f"{r['best']:.0%}" if "best" in r else "-"),
             *((m, number(r["metrics"][m])) for m in found["metrics"]),
             ("stale", times(r["stale"]["p50"])),
@@ -348,4 +348,5 @@ def comparison_of(found: Mapping[str, Any]) -> RenderableType:
             Text(r["policy"], style="green" if r["policy"] == found["advised"] else ""),
             *(Text(text, style="bold" if (r["policy"], what) in marks else "") for what, text in cells),
         )
-    return Group(Text(), table, Text(found["advice"]))
+    failed = [Text(f"{r['policy']} failed: {r['failed']}") for r in found["policies"] if r["failed"] is not None]
+    return Group(Text(), table, *failed, Text(found["advice"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from datetime import datetime, timedelta, timezone
@@ -15,15 +16,18 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from river import dummy, linear_model, metrics, stats
 
 import operators as op
 from engine import DefinitionError, Pipeline
 from engine.compare import RESAMPLES, advice, compare, defaults, resample
 from engine.due import loss
+from engine.model import ModelError
 from engine.page import frontier, page
 from engine.policy import Policy, deferred, immediate, on_query, parse
 from engine.replay import partitions
+from engine.show import comparison_of
 from tests.flow.cards import data
 from tests.flow.running import freshet, project
 
@@ -226,6 +230,59 @@ def test_a_policy_that_says_nothing_takes_no_question_from_the_others() -> None:
     assert silent["own"] == 0
     assert silent["loss"] is silent["own_loss"] is silent["stale"]["p50"] is None
     assert found["advised"] == "immediate()"
+
+
+class Superstitious(linear_model.LinearRegression):
+    """Learns everything but a thirteen."""
+
+    def learn_one(self, x: Any, y: Any, w: float = 1.0) -> None:
+        if y == 13:
+            raise ArithmeticError("<thirteen>")
+        super().learn_one(x, y, w)
+
+
+def unlucky() -> dict[str, pl.DataFrame]:
+    """A stream in which one answer of 900 is thirteen."""
+    given_rows = stream(900, 2)
+    y = given_rows["told"]["y"].to_list()
+    return given_rows | {"told": given_rows["told"].with_columns(y=pl.Series([*y[:400], 13.0, *y[401:]]))}
+
+
+def test_a_policy_under_which_the_model_fails_is_told_so_and_the_others_go_on() -> None:
+    p = pipeline(Superstitious())
+    policies: list[Policy] = [immediate(), on_query(5), deferred(rows=50)]
+    (alone,) = compare(p, partitions(p, unlucky()), {"m": policies[1:]}, second_costs=0.0)
+    (found,) = compare(p, partitions(p, unlucky()), {"m": policies}, second_costs=0.0)
+    failed, *others = found["policies"]
+    assert re.fullmatch(
+        "model 'm' failed to learn at the question .*: ArithmeticError: <thirteen>; .*", failed["failed"]
+    )
+    assert failed["loss"] is failed["own_loss"] is failed["metrics"]["MAE"] is failed["stale"]["p50"] is None
+    assert (failed["own"], found["questions"]) == (0, 900)
+    assert not {"best", "difference", "error", "total"} & set(failed)
+    for mine, same in zip(others, alone["policies"], strict=True):
+        for name in ("failed", "loss", "metrics", "own", "own_loss", "difference", "error", "stale", "course"):
+            assert mine[name] == same[name]
+    assert others[0]["failed"] is None
+    assert others[1]["refreshes"]["failed"] > 0, "a version that cannot be fitted is no failure of the policy"
+    assert found["common"] == alone["common"] > 200
+    assert found["advised"] == alone["advised"] == found["best"]
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(comparison_of(found))
+    shown = console.export_text()
+    assert re.search(r"immediate\(\) +failed +- +- +- ", shown)
+    assert f"immediate() failed: {failed['failed']}" in " ".join(shown.split())
+    read = Reader(text := page([found], {}))
+    assert read.open == []
+    assert f"failed: {failed['failed']}" in read.cells
+    assert "<thirteen>" not in text
+
+
+def test_where_every_policy_fails_nothing_is_compared() -> None:
+    p = pipeline(Superstitious())
+    policies: list[Policy] = [immediate(), on_query(5, fit="learner")]
+    with pytest.raises(ModelError, match=r"every policy failed, the last of them .*: model 'm' failed to .*thirteen"):
+        compare(p, partitions(p, unlucky()), {"m": policies})
 
 
 def test_where_all_are_silent_nothing_is_advised() -> None:
