@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from lightgbm import LGBMClassifier, LGBMRegressor
 from river import drift, linear_model, preprocessing
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
@@ -27,7 +28,7 @@ from operators.delta import BOOL, FLOAT, STRING, Delta, to_column
 HOUR = 3_600_000_000
 
 
-def pipeline(refresh: Any, learner: Any, label: str = "y") -> Pipeline:
+def pipeline(refresh: Any, learner: Any, label: str = "y", features: Sequence[str] | None = None) -> Pipeline:
     """Questions about numbers, with answers an hour or two later."""
     p = Pipeline("p")
     asked = p.source(
@@ -39,7 +40,9 @@ def pipeline(refresh: Any, learner: Any, label: str = "y") -> Pipeline:
     )  # fmt: skip
     questions = p.view("questions", asked, op.project("id", "a", "c"))
     answers = p.view("answers", told, op.project("id", label))
-    p.model("m", questions, answers=answers, label=label, learner=learner, refresh=refresh, wait="1d")
+    p.model(
+        "m", questions, answers=answers, label=label, learner=learner, features=features, refresh=refresh, wait="1d"
+    )
     return p
 
 
@@ -455,3 +458,18 @@ def test_classes_and_probabilities_of_an_estimator() -> None:
     assert got["prediction"].is_between(0, 1).all()
     truth = got.join(frames["told"], on="id")
     assert ((truth["prediction"] > 0.5) == truth["late"]).mean() > 0.9
+
+
+@pytest.mark.parametrize(("boosted", "label"), [(LGBMRegressor, "y"), (LGBMClassifier, "late")])
+def test_versions_of_lightgbm_serve(boosted: Any, label: str) -> None:
+    frames = stream(300)
+    learner = boosted(n_estimators=5, min_child_samples=5, learning_rate=0.5, n_jobs=1, verbose=-1)
+    got = run(pipeline(deferred(every="1d"), learner, label, ["a"]), frames).sort("at")
+    assert got["model_version"].drop_nulls().n_unique() == 3
+    served = got.drop_nulls("model_version").join(frames["told"], on="id")
+    assert len(served) > 200
+    assert served["prediction"].is_finite().all()
+    if label == "late":
+        assert ((served["prediction"] > 0.5) == served["late"]).mean() > 0.9
+    else:
+        assert (served["prediction"] - served["y"]).abs().mean() < 0.5 * served["y"].std()
