@@ -33,7 +33,8 @@ class Batch:
     due. known: when each change became known, by `seq`. live: whether the present is being followed. due: the views
     that are refreshed with what is known after this batch. refreshed: those of them for which anything was pending.
     held: for each deferred view the watermarks of its sources that it contains, and how many changes it waits with.
-    dead, late: lines for these outputs.
+    dead, late: lines for these outputs. forgotten: positions of source rows that are to be forgotten; None when nothing
+    is.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Batch:
     held: dict[str, tuple[dict[str, int], int]] = field(default_factory=dict)
     dead: list[bytes] = field(default_factory=list)
     late: list[bytes] = field(default_factory=list)
+    forgotten: Ints | None = None
 
     @property
     def full(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -22,8 +23,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from engine.bind import check_bindings, check_lags, partitions, set_policies
 from engine.compare import compare as compare_policies
+from engine.erase import finish
 from engine.export import export as write
 from engine.flow import FlowError, Run
+from engine.forget import request
 from engine.graph import Model
 from engine.large import LargeStateError
 from engine.log import LogError, as_of, logs, scan
@@ -36,7 +39,7 @@ from engine.publish import outputs
 from engine.recovery import State, StateError, claim
 from engine.report import figures, history
 from engine.settings import Settings, SettingsError, load
-from engine.show import comparison_of, fitting, graph_of, logs_of, summary_of, versions_of
+from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
 from engine.sink import begin
 from engine.spec import warnings
 from engine.versions import VersionError, Versions
@@ -160,28 +163,44 @@ def run(
     Stopped at any moment, by a signal or a crash, the same command goes on where it was: no change is lost or doubled.
     """
     p, folder = _opened(pipeline)
-    out, state = out or Path("out") / folder.resolve().name, state or Path("state") / folder.resolve().name
     given = {"workers": workers, "shards": shards, "batch_rows": batch_rows, "epoch": epoch, "port": port}
-    try:
-        settings = load(folder, given, bind or [], refresh or [])
-        set_policies(p, settings)
-        if p.prepare is not None and not bind:
-            with errors.status(f"{p.name}: preparing the data"):
-                p.prepare(folder)
-        check_bindings(p, settings)
-        check_lags(p, settings)
-        held = claim(state, p.name, p.definition(), settings.shards, out, outputs(p))
-    except (SettingsError, DefinitionError) as error:
-        _fail(error, 2)
-    except StateError as error:
-        _fail(error, 3)
+    settings, out, held = _claimed(p, folder, out, state, given, bind, refresh)
     _warn(p)
     until = None if days is None else int(days * 86_400_000_000)
     live = Run(p, settings, out, held.recovery, follow, until, lambda: time.time_ns() // 1000 if follow else None)
     _go(live, held, settings, quiet)
 
 
-def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
+def _claimed(
+    p: Pipeline,
+    folder: Path,
+    out: Path | None,
+    state: Path | None,
+    given: Mapping[str, Any],
+    bind: list[str] | None,
+    refresh: list[str] | None,
+    forget: list[str] | None = None,
+) -> tuple[Settings, Path, State]:
+    """The settings of a run, where its outputs go, and the state, held for it."""
+    out, state = out or Path("out") / folder.resolve().name, state or Path("state") / folder.resolve().name
+    try:
+        settings = load(folder, given, bind or [], refresh or [])
+        set_policies(p, settings)
+        asked = None if forget is None else request(p, forget).where
+        if p.prepare is not None and not bind:
+            with errors.status(f"{p.name}: preparing the data"):
+                p.prepare(folder)
+        check_bindings(p, settings)
+        check_lags(p, settings)
+        return settings, out, claim(state, p.name, p.definition(), settings.shards, out, outputs(p), asked)
+    except (SettingsError, DefinitionError) as error:
+        _fail(error, 2)
+    except StateError as error:
+        _fail(error, 3)
+
+
+def _begin(live: Run) -> tuple[Thread, list[FlowError]]:
+    """Let a run go, in a thread; the list is filled when it fails."""
     for name in [n for n in os.environ if n.startswith("BYTEWAX_DATAFLOW_API")]:
         del os.environ[name]  # any value would serve the flow on all addresses
     os.environ["RUST_BACKTRACE"] = "0"
@@ -194,6 +213,19 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
         except FlowError as error:
             failed.append(error)
 
+    thread = Thread(target=work, name="flow", daemon=live.forget is not None)
+    thread.start()
+    return thread, failed
+
+
+def _ended(failed: list[FlowError], held: State, cure: str) -> None:
+    if failed:
+        held.release()
+        code = 3 if isinstance(failed[0].__cause__, LargeStateError) else 1
+        _fail(str(failed[0]) if code == 3 else f"{failed[0]} ({cure})", code)
+
+
+def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
     def stop(number: int, frame: object) -> None:
         live.stop.set()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -204,16 +236,11 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
     if server is not None and live.follow and not quiet:
         errors.print(f"metrics: http://127.0.0.1:{server.server_address[1]}/metrics", highlight=False)
     began = time.monotonic()
-    thread = Thread(target=work, name="flow")
-    thread.start()
+    thread, failed = _begin(live)
     _watch(live, thread, quiet)
     if server is not None:
         server.shutdown()
-    if failed:
-        held.release()
-        if isinstance(failed[0].__cause__, LargeStateError):
-            _fail(str(failed[0]), 3)
-        _fail(f"{failed[0]} (what was saved is kept: run the same command again once the cause is gone)", 1)
+    _ended(failed, held, "what was saved is kept: run the same command again once the cause is gone")
     seconds = time.monotonic() - began
     final = figures(live, None)
     final["outputs"] = {n: str(live.out / f"{n}.jsonl") for n in outputs(live.graph)} | {
@@ -336,8 +363,8 @@ def models(
     chosen = [_found(p, model)] if model is not None else list(p.models.values())
     kept = _kept(pipeline, state)
     try:
-        found = [history(m, Versions(kept / "models" / m.name)) for m in chosen]
-    except VersionError as error:
+        found = [history(m, kept) for m in chosen]
+    except (LogError, VersionError) as error:
         _fail(error, 3)
     if json:
         print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
@@ -380,6 +407,56 @@ def rollback(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command(epilog="Examples: freshet forget cards card=4711 · freshet forget cards customer=17 --remove")
+def forget(
+    pipeline: PipelineArg,
+    what: Annotated[
+        list[str], typer.Argument(help="The rows: column=value; of several all must be met.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where outputs are. [default: out/NAME]", show_default=False)] = None,
+    state: StateOption = None,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(help="Where a source comes from: name=path or name=path,format.", show_default=False),
+    ] = None,
+    refresh: RefreshOption = None,
+    shards: Annotated[int | None, typer.Option(help="Parts of keyed state. [default: 1]", show_default=False)] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the learners of old versions that had seen any of it.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Forget a key: take its rows back from views, training sets and models, for good.
+
+    The rows of every source that has the columns. Stop the run before. Reports what was repaired, what was fitted
+    anew, and what remains. Cut off, it is to be finished by the same command.
+    """
+    p, folder = _opened(pipeline)
+    state = _kept(pipeline, state)
+    settings, out, held = _claimed(p, folder, out, state, {"shards": shards}, bind, refresh, what)
+    live = Run(p, settings, out, held.recovery, forget=request(p, what))
+    thread, failed = _begin(live)
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=errors, transient=True
+    ) as bar:
+        task = bar.add_task(f"{p.name}: searching", total=1.0)
+        while thread.is_alive():
+            thread.join(0.1)
+            done = live.found is not None
+            bar.update(task, completed=live.share, description=f"{p.name}: {'repairing' if done else 'searching'}")
+    _ended(failed, held, "finish it by the same command once the cause is gone")
+    try:
+        report = finish(live, remove)
+    except (LogError, VersionError) as error:
+        _fail(error, 3)
+    held.forgotten()
+    held.release()
+    if as_json:
+        print(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode())
+    else:
+        console.print(forgotten_of(report))
 
 
 @app.command(

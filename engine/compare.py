@@ -33,7 +33,7 @@ from engine.due import Kind, loss
 from engine.examples import OPEN, Examples, Question
 from engine.fit import CHANCE
 from engine.graph import Graph, Model, Source
-from engine.keeper import Keeper
+from engine.keeper import Erased, Keeper
 from engine.merge import Merge, Partition
 from engine.model import kept
 from engine.plan import due, rank, watermark
@@ -128,6 +128,9 @@ class Watched:
 
     def newest(self) -> int | None:
         return self.keeper.newest()
+
+    def forget(self, erased: Erased, seq: int, clock: int) -> str:
+        return self.keeper.forget(erased, seq, clock)
 
     def _age(self, question: Question) -> None:
         clock, newest = self._clocks.pop(question), self._learnt(question)

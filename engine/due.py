@@ -71,9 +71,10 @@ class Reason:
     - rows, first: `answers` since the last refit, and how many were `expected`.
     - drift: `watched` ("loss" or a feature), the `detector`, and `at`, when it detected.
     - debt: `debt`, `price` and `gap`, and the `answers` since the last refit.
+    - forgotten: how many `examples` that the present version was fitted on are to be forgotten.
     """
 
-    kind: Literal["every", "rows", "target_lag", "first", "drift", "debt"]
+    kind: Literal["forgotten", "every", "rows", "target_lag", "first", "drift", "debt"]
     numbers: Mapping[str, Any]
 
     def __str__(self) -> str:
@@ -102,7 +103,7 @@ class Due:
         self._begin()
 
     def _begin(self) -> None:
-        self._answers = self._scored = 0
+        self._answers = self._scored = self._forgotten = 0
         self._oldest: int | None = None
         self._debt = 0.0
         self._detectors = {name: detector.clone() for name, detector in self._pristine.items()}
@@ -141,15 +142,26 @@ class Due:
                 self._gap = median(self._gaps)
                 self._block, self._excess = 0, 0.0
 
+    def forgotten(self, examples: int) -> None:
+        """The present version was fitted on so many examples that are to be forgotten: it is due."""
+        self._forgotten += examples
+
+    def taken_back(self, known: int) -> None:
+        """An example is none any more, or is to be another one: a change that the present version lacks."""
+        self._answers += 1
+        self._oldest = known if self._oldest is None else self._oldest
+
     def reason(self, known: int) -> Reason | None:
         """Why the model is due now, or None. To be asked before each row is processed and after each answer.
 
-        Of several conditions the first of every, rows, target_lag, first, drift (in the order declared), debt. The
+        Of several conditions the first of forgotten, every, rows, target_lag, first, drift (as declared), debt. The
         model is due until it is refitted, and never before there is an answer to learn from. `every`: the clock has
         passed a multiple of it since the last refit, or since this was first asked.
         """
         if self._every is not None and self._turn is None:
             self._turn = known // self._every
+        if self._forgotten:
+            return Reason("forgotten", {"examples": self._forgotten})
         if not self._fitted and not self._answers:
             return None
         if self._every is not None and self._turn is not None and known // self._every > self._turn:

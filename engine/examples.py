@@ -25,7 +25,7 @@ A key may be asked anew by a row whose `at` is more than `wait` past the earlier
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +206,23 @@ class Examples:
             if (found := self._early.get(key)) and found[1] == ticket:
                 del self._early[key]
                 self.count["unmatched"] += 1
+
+    def erase(self, rows: Collection[int], position: Callable[[Question], int]) -> list[Question]:
+        """Withdraw the questions that came from these rows, and take back the answers that did; returns the former."""
+        for key, (_, _, _, pos) in list(self._early.items()):
+            if pos in rows:
+                del self._early[key]
+        gone = [q for q in self._asked.values() if position(q) in rows]
+        for question in gone:
+            self.withdraw(question.key, question.at)
+        for question in self._asked.values():
+            if question.state == ANSWERED and question.told[1] in rows:
+                self._take_back(question)
+        return gone
+
+    def answered(self) -> list[Question]:
+        """The examples that can still be corrected."""
+        return [q for q in self._asked.values() if q.state == ANSWERED]
 
     def find(self, key: Any) -> Question | None:
         """The question of a key, as long as it can still be answered or corrected."""

@@ -36,9 +36,9 @@ from engine.learners import retraction, unlearn
 from engine.log import SEQ, scan
 from engine.spec import ModelSpec, clone, training_schema
 from engine.student import Fixed, Online, Reading, labels, table
-from engine.training import examples
+from engine.training import examples, from_log
 from engine.versions import Version
-from operators.delta import BOOL, Delta, Ints, consolidated, from_frame, to_array
+from operators.delta import BOOL, Delta, Ints, consolidated
 
 HELD_OUT, SHARE, LEAST = 1000, 5, 20
 """How many questions are held out at most, one in how many of the examples, and at least: with fewer none is."""
@@ -313,15 +313,6 @@ def _work(packed: bytes, log: str, progress: str) -> tuple[Version, bytes | None
         told.write_text(f"{share:.4f}")
 
     tell(0.0)
-    schema = training_schema(job.spec)
-    frame = scan(Path(log)).filter(pl.col(SEQ) <= job.version.seq).collect()
-    changes = from_frame(
-        frame,
-        schema,
-        to_array(frame["_at"]),
-        to_array(frame["_pos"]),
-        to_array(frame["_seq"]),
-        to_array(frame["_weight"]),
-    )
-    version, model = fit(job, changes, to_array(frame["_known"]), tell)
+    changes, known = from_log(scan(Path(log)).filter(pl.col(SEQ) <= job.version.seq).collect(), job.spec)
+    version, model = fit(job, changes, known, tell)
     return version, None if model is None else cloudpickle.dumps(model)

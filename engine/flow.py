@@ -33,15 +33,17 @@ from bytewax.run import cli_main
 from engine.batch import Batch
 from engine.bind import partitions
 from engine.cost import Costs
+from engine.forget import Found, Request, find
 from engine.graph import Graph, Hold, Model
 from engine.hold import Holding, Settling
 from engine.large import Large
 from engine.merge import Merge
 from engine.model import KeptModel, kept
 from engine.plan import Settle, Stage, due, rank, steps, watermark
-from engine.publish import Publish
+from engine.publish import LATE, Publish
 from engine.settings import Settings
 from engine.view import Gather, Part, Shard, Split
+from operators.delta import concat
 from operators.operator import microseconds
 
 _CAP = 200
@@ -56,6 +58,8 @@ class FlowError(RuntimeError):
 class Run:
     """A run of a pipeline: what it was asked to do, and the live stages, for whoever wants to look.
 
+    forget: it forgets what is asked for, and reads nothing new. found: what that was; share: how much of the present
+    source has been searched.
     now: the present in microseconds; None in a run to the end, whose clock is the data. live: it follows, and has once
     caught up with all there was.
     """
@@ -74,6 +78,9 @@ class Run:
     costs: dict[str, Costs] = field(default_factory=dict)
     models: dict[str, KeptModel] = field(default_factory=dict)
     publish: Publish | None = None
+    forget: Request | None = None
+    found: Found | None = None
+    share: float = 0.0
     failed: tuple[str, BaseException] | None = None
 
     def guard(self, step: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,11 +138,14 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             due(run.graph),
         )
         self._next = run.guard("reading", self._merge.next)
+        self._find = run.guard("searching for what is to be forgotten", self._forget)
         self._began = self._merge.number
 
     def next_batch(self) -> Iterable[Batch]:
-        if self._run.stop.is_set():
+        if self._run.stop.is_set() or self._run.found is not None:
             raise StopIteration
+        if self._run.forget is not None:
+            return [self._find(self._run.forget)]
         done = self._run.publish.number if self._run.publish is not None else self._began
         if self._merge.number - done >= _CAP:
             return []
@@ -148,6 +158,16 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             raise StopIteration
         batch.live = self._run.live
         return [batch]
+
+    def _forget(self, asked: Request) -> Batch:
+        run = self._run
+
+        def tell(share: float) -> None:
+            run.share = share
+
+        found = find(asked, run.graph, run.settings, self._merge, run.out / f"{LATE}.jsonl", tell)
+        run.found = found
+        return self._merge.forget(found.changes, found.taken, found.positions)
 
     def snapshot(self) -> Any:
         return self._merge.state()
@@ -292,7 +312,11 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
                 batch.first,
                 batch.live,
             )
-            batch.deltas[model.predictions.name], batch.deltas[model.training.name] = made
+            predictions, training = made
+            if batch.forgotten is not None:
+                lost = mine.forget(batch.forgotten, batch.last, int(batch.known[-1]))
+                training = concat([training, lost])
+            batch.deltas[model.predictions.name], batch.deltas[model.training.name] = predictions, training
             return [batch]
 
         return _Keep(

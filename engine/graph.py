@@ -40,6 +40,7 @@ class Source:
     required: frozenset[str] = frozenset()
     earliest: int = 0
     latest: int = 0
+    erasable: bool = False
 
     @property
     def schema(self) -> Schema:
@@ -62,6 +63,7 @@ class Source:
             "idle_after": self.idle_after,
             "append_only": self.append_only,
             "table": self.table,
+            **({"erasable": True} if self.erasable else {}),
         }
 
 

@@ -5,14 +5,30 @@ The others are in `engine.refit` (deferred) and `engine.query` (on query).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import polars as pl
 
 from engine.examples import Examples, Question
 from engine.learners import retraction, unlearn
 from engine.spec import ModelSpec, clone, fingerprint
-from engine.student import Online
-from operators.delta import Columns, Schema
+from engine.student import ModelError, Online
+from operators.delta import Columns, Delta, Schema
+
+
+class Erased(NamedTuple):
+    """What a model is to forget.
+
+    log: all that the training set ever said of the examples. gone: those that were examples until now, of which
+    `unlearn` has not told. rest: gives all other examples, in the order in which they became such. held: by position
+    those of their questions that can still be corrected.
+    """
+
+    log: pl.DataFrame
+    gone: Delta
+    rest: Callable[[], Delta]
+    held: Mapping[int, Question]
 
 
 class Keeper(Protocol):
@@ -59,6 +75,9 @@ class Keeper(Protocol):
     def refresh(self, seq: int, clock: int, examples: Examples) -> None:
         """Refresh it with the changes up to `seq`, which the training set holds, and no others."""
 
+    def forget(self, erased: Erased, seq: int, clock: int) -> str:
+        """Be as if these examples had never been, now or with the next refresh; says how."""
+
     def close(self) -> None:
         """Leave nothing running."""
 
@@ -67,6 +86,22 @@ class Keeper(Protocol):
     def snapshot(self) -> Any: ...
 
     def restore(self, state: Any) -> None: ...
+
+
+def pairs(spec: ModelSpec, student: Online, rows: Delta) -> Iterator[tuple[Any, Any]]:
+    """What a student is given of examples: features and label."""
+    labels = rows.frame({"label": spec.answers[spec.label]})["label"].to_list()
+    yield from zip(student.rows(rows.columns, {f: spec.questions[f] for f in spec.features}), labels, strict=True)
+
+
+def relearn(spec: ModelSpec, student: Online, rows: Delta) -> int:
+    """Let a new student learn examples one after another; returns how many. Raises `ModelError`."""
+    try:
+        for x, y in pairs(spec, student, rows):
+            student.learn(x, y)
+    except Exception as e:
+        raise ModelError.of(spec.name, None, "learn", e) from e
+    return len(rows)
 
 
 class AtOnce:
@@ -128,6 +163,17 @@ class AtOnce:
 
     def refresh(self, seq: int, clock: int, examples: Examples) -> None:
         return None
+
+    def forget(self, erased: Erased, seq: int, clock: int) -> str:
+        self.learned += 1
+        self._version = None
+        if self.keeps:
+            for x, y in pairs(self.spec, self.student, erased.gone):
+                unlearn(self.student.model, x, y)
+            return "unlearnt, as if it had never seen them"
+        self._enrol(clone(self.spec))
+        learnt = relearn(self.spec, self.student, erased.rest())
+        return f"learnt anew, from the {learnt:,} other examples"
 
     def close(self) -> None:
         return None

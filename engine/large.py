@@ -12,6 +12,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ class Large:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{self.name}.{number}.state"
+
+
+def remove_older(folder: Path) -> None:
+    """Remove all files of states but the newest of each step: those a crash in an epoch would have gone back to."""
+    for _, several in groupby(sorted(folder.glob("*.state")), lambda p: p.name.rsplit(".", 2)[0]):
+        *older, _ = sorted(several, key=lambda p: int(p.name.rsplit(".", 2)[1]))
+        for path in older:
+            path.unlink()
 
 
 def _write(path: Path, parts: Sequence[Any]) -> None:

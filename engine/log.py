@@ -218,6 +218,11 @@ def logs(state: Path) -> list[About]:
     return found
 
 
+def erase(folder: Path, schema: Schema, rows: pl.Expr) -> int:
+    """Erase rows from the log in a folder that no run has open; see `ChangeLog.erase`. Raises `LogError`."""
+    return ChangeLog(folder, schema, _length(_load(folder))).erase(rows)
+
+
 def as_of(log: pl.LazyFrame, known: datetime | int | None = None, seq: int | None = None) -> pl.LazyFrame:
     """The relation as it was then, in the order of `_at` and `_pos`, from rows of its log.
 

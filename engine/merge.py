@@ -13,7 +13,7 @@ far; of an idle one, what was known `idle_after` ago) by more than the `lateness
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -214,6 +214,7 @@ class Merge:
         self.seq: int = state["seq"] if state else 0
         self.clock: int = state["clock"] if state else BEGINNING
         self.began: int | None = state["began"] if state else None
+        self.forgotten: dict[str, Ints] = dict(state["forgotten"]) if state else {}
         self._known = np.empty(0, np.int64)
 
     @property
@@ -254,6 +255,7 @@ class Merge:
             "clock": self.clock,
             "began": self.began,
             "schedule": self.schedule.state(),
+            "forgotten": dict(self.forgotten),
         }
 
     def next(self, now: int | None = None) -> Batch | None:
@@ -264,6 +266,40 @@ class Merge:
         batch = self._next()
         if batch is None and now is not None and all(f.partition.ended for f in self.feeds):
             return self._refreshing(self.schedule.idle(now), now)
+        return batch
+
+    @property
+    def horizon(self) -> dict[str, int]:
+        """For each source the event time below which no change is accepted any more."""
+        return {
+            s.name: BEGINNING if s.erasable else max(self._reached(s) - s.lateness, BEGINNING) for s in self.sources
+        }
+
+    def taken_back(self, source: str) -> Ints:
+        """The positions of what was forgotten before."""
+        return self.forgotten.get(source, np.empty(0, np.int64))
+
+    def handed_out(self, source: str, partition: int) -> tuple[int, int]:
+        """Of a partition: up to which offset its rows have been handed out, and what is added to make positions."""
+        feed = self._by_name[f"{source}/{partition}"]
+        return feed.position, feed.base
+
+    def forget(self, changes: Mapping[str, Delta], taken: Mapping[str, Ints], positions: Ints) -> Batch:
+        """A batch of these changes of sources, which take back rows that were handed out, and refresh all views.
+
+        They become known at once, with one `seq`. taken: by source the positions of what they take back. positions: of
+        all rows that are to be forgotten.
+        """
+        batch = Batch(self.number + 1, {}, self.watermark, self.horizon, self.read, self.seq, self.seq, self.clock)
+        batch.known = np.array([self.clock])
+        batch.due, batch.forgotten = frozenset(d.view for d in self.schedule.dues), positions
+        for source in self.sources:
+            delta = changes.get(source.name, empty(source.messages))
+            delta.seq = np.full(len(delta), self.seq)
+            batch.deltas[source.name] = delta
+            if len(taken.get(source.name, ())):
+                self.forgotten[source.name] = np.union1d(self.taken_back(source.name), taken[source.name])
+        self.number, self.seq = batch.number, self.seq + 1
         return batch
 
     def _next(self) -> Batch | None:
@@ -286,7 +322,7 @@ class Merge:
             clock = max(min(firsts), self.clock)
             if (batch := self._refreshing(self.schedule.before(clock), clock)) is not None:
                 return batch
-        horizon = self._horizon()
+        horizon = self.horizon
         first_seq = self.seq
         taken, due = self._take(ready, want)
         dead = [line for feed in self.feeds for line in feed.hand_out_bad()]
@@ -310,12 +346,9 @@ class Merge:
             return None
         self.number += 1
         none = {s.name: empty(s.messages) for s in self.sources}
-        batch = Batch(self.number, none, self.watermark, self._horizon(), self.read, self.seq, self.seq, clock)
+        batch = Batch(self.number, none, self.watermark, self.horizon, self.read, self.seq, self.seq, clock)
         batch.known, batch.due = np.array([clock]), frozenset(due)
         return batch
-
-    def _horizon(self) -> dict[str, int]:
-        return {s.name: max(self._reached(s) - s.lateness, BEGINNING) for s in self.sources}
 
     def _ready(self) -> list[int]:
         """For each feed how many rows can be handed out before any row that is still unread elsewhere."""

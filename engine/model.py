@@ -26,26 +26,28 @@ scored, so one overflow does not turn a metric into nan for good.
 
 from __future__ import annotations
 
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from engine.examples import Answer, Examples, Question
 from engine.fit import Beside, Here
 from engine.guard import Taken
-from engine.keeper import AtOnce, Keeper
-from engine.log import ChangeLog
+from engine.keeper import AtOnce, Erased, Keeper
+from engine.log import SEQ, WEIGHT, ChangeLog, as_of
 from engine.naive import Naive
 from engine.policy import Deferred, OnQuery, Policy
 from engine.query import Queried
 from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
 from engine.spec import ModelSpec, asks_probabilities, guarded, prediction_schema
 from engine.student import Judge, ModelError, Reading, guesser, values
-from engine.training import MemoryLog, Training, column
+from engine.training import MemoryLog, Training, column, from_log, of_rows
 from engine.versions import Versions
-from operators.delta import FLOAT, STRING, Columns, Delta, Ints, concat, empty, is_null
+from operators.delta import FLOAT, INT, STRING, Columns, Delta, Ints, concat, empty, is_null
 
 __all__ = ["KeptModel", "ModelError", "kept"]
 
@@ -82,6 +84,7 @@ class KeptModel:
         self._seq, self._clock, self._first = -1, 0, 0
         self._known: list[int] = []
         self._told: list[Delta] = []
+        self.forgotten: dict[str, Any] = {}
 
     def apply(
         self,
@@ -148,6 +151,44 @@ class KeptModel:
         told, self._told = self._told, []
         predictions = self._published(questions, numbers, asked) if asked else empty(self.schema)
         return predictions, concat(told) if told else empty(self.training.schema)
+
+    def forget(self, positions: Ints, seq: int, clock: int) -> Delta:
+        """Forget the examples that came from these rows of sources, or whose answers did; gives out what the training
+        set loses, after what `apply` gave out of the changes of that `seq`, which became known at `clock`.
+
+        They are told by position, however old. `forgotten` says what became of them. The training set must have a
+        change log; its rows stay in there, as taken back, until they are erased.
+        """
+        assert isinstance(self.log, ChangeLog)
+        self._seq, self._clock = seq, clock
+        gone = self.examples.erase(frozenset(positions.tolist()), self.training.position)
+        self._settle()
+        self._record()
+        for question in gone:
+            self.training.blank(question)
+            question.x = question.label = None
+        log = self.log.read()
+        told = of_rows(log, positions).collect()
+        left = as_of(told.lazy()).with_columns(pl.lit(-1, INT).alias(WEIGHT), pl.lit(seq, INT).alias(SEQ)).collect()
+        change, _ = from_log(left, self.spec)
+        self._told.append(change)
+        self.log.append(change, np.full(len(change), clock))
+
+        @cache
+        def rest() -> Delta:
+            others = as_of(of_rows(log, positions, others=True)).with_columns(pl.lit(1, INT).alias(WEIGHT))
+            return from_log(others.sort(SEQ, maintain_order=True).collect(), self.spec)[0]
+
+        examples, how = len(as_of(told.lazy(), seq=seq - 1).collect()), "had learnt none of them"
+        if len(told):
+            held = {self.training.position(q): q for q in self.examples.answered()}
+            how = self.keeper.forget(Erased(told, change, rest, held), seq, clock)
+            if self._naive is not None:
+                self._naive.forget(frozenset(gone), rest())
+        self._refresh(seq)
+        self.forgotten = {"examples": examples, "how": how}
+        out, self._told = self._told, []
+        return concat([empty(self.training.schema), *out])
 
     def figures(self) -> dict[str, Any]:
         """What happened so far, and what the predictions were worth.

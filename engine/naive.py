@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import isfinite
 from typing import Any
 
 from engine.examples import OPEN, Question
+from engine.keeper import relearn
 from engine.spec import ModelSpec, clone
 from engine.student import Judge, ModelError, Online
+from operators.delta import Delta
 
 
 class Naive:
@@ -42,6 +44,12 @@ class Naive:
                     self.student.learn(x, head.first_label)
                 except Exception as e:
                     raise ModelError.of(self.judge.name, head.key, "learn", e) from e
+
+    def forget(self, questions: Collection[Question], rest: Delta) -> None:
+        """Let these questions go, and learn anew from the other examples."""
+        self._queue = deque(waiting for waiting in self._queue if waiting[0] not in questions)
+        self.student = Online(self.spec, clone(self.spec))
+        relearn(self.spec, self.student, rest)
 
     def snapshot(self) -> Any:
         return self.student.model, self.judge.metric, self.judge.scored, self._queue

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,7 @@ class Pipeline(Graph):
         lateness: str | timedelta = "0s",
         idle_after: str | timedelta | None = None,
         append_only: bool = True,
+        erasable: bool = False,
         epoch: Mapping[str, Literal["s", "ms", "us"]] | None = None,
         required: Sequence[str] = (),
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
@@ -73,10 +75,18 @@ class Pipeline(Graph):
         `str`, `bool`, `datetime` or a Polars type). lateness: how far behind the newest `at` of its partition a row may
         arrive and still count; later ones go to the late stream. idle_after: without a change for so long it no longer
         holds back the watermark of what depends on it. append_only=False: the key's newest change replaces its earlier
-        ones and a delete takes it back. epoch: the unit of Datetime columns that arrive as numbers. required: columns
-        that may not be null (key and `at` never are). between: the event times that are believed.
+        ones and a delete takes it back. erasable: whether `freshet forget` can take rows of any age back from
+        views, which then forget none; otherwise, in an append-only source, only those within the lateness. epoch: the
+        unit of Datetime columns that arrive as numbers. required: columns that may not be null (key and `at` never
+        are). between: the event times that are believed.
         """
         made = self._source(name, key, at, schema, lateness, idle_after, append_only, False, epoch, required, between)
+        if erasable and not append_only:
+            raise DefinitionError(
+                f"source {name!r} is erasable and append_only=False: of a source with corrections any row can be taken "
+                "back; leave erasable out"
+            )
+        self.sources[name] = made = replace(made, erasable=erasable)
         return made
 
     def table(

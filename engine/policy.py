@@ -129,7 +129,8 @@ def deferred(
 
     - every: a cadence such as "1h", in the time at which changes become known (so that a replay refreshes where the
       live run did): with all that was known before each full hour.
-    - rows: for a view every so many changes of the sources that it is made of; for a model every so many examples.
+    - rows: for a view every so many changes of the sources that it is made of; for a model every so many examples, new
+      or corrected.
     - target_lag: the view contains each change, the model has learnt each example, at most so long after it became
       known. "downstream": at most as long as the views that stand on it ask for (views only).
     - drift: a drift detector of river on the loss of a model, or {feature or "loss": detector}. Models only.

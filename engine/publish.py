@@ -33,6 +33,7 @@ class Publish:
         self.contained: dict[str, int] = {}
         self.read: dict[str, int] = {}
         self.held: dict[str, tuple[dict[str, int], int]] = {}
+        self.forgotten: dict[str, tuple[int, int]] = {}
         lengths = None
         if state is not None:
             self.number, self.rows, self.contained, self.read, self.held, lengths = state
@@ -45,6 +46,8 @@ class Publish:
             retracted = int((weight < 0).sum())
             before = self.rows[name]
             self.rows[name] = (before[0] + len(weight) - retracted, before[1] + retracted)
+            if batch.forgotten is not None:
+                self.forgotten[name] = len(weight) - retracted, retracted
         for sink in self.graph.sinks.values():
             for relation in sink.relations:
                 if len(delta := batch.deltas[relation]):

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from engine.examples import Examples, Question
+from engine.keeper import Erased
 from engine.neighbours import Neighbours
 from engine.policy import OnQuery
 from engine.spec import ModelSpec, asks_probabilities, clone, fingerprint
-from engine.student import Fixed, Online, labels, table
+from engine.student import Fixed, Online, labels, table, values
 from engine.training import column
-from operators.delta import BEGINNING, BOOL, Columns, Schema, is_null
+from operators.delta import BEGINNING, BOOL, Array, Columns, Ints, Schema, is_null
 
 
 class Queried:
@@ -31,17 +32,20 @@ class Queried:
         self.spec, self.policy, self._features = spec, policy, features
         self._schema = {f: spec.questions[f] for f in spec.features}
         self._dtype = spec.answers[spec.label]
-        self._held = Neighbours(
-            self._schema,
-            "number" if not spec.classifies else "binary" if self._dtype == BOOL else "class",
-            policy.neighbours,
-            policy.index,
-        )
+        self._held = self._none()
         self._fingerprint = fingerprint(spec)
         self._learned = self._short = 0
         self._since = BEGINNING
         self._newest: int | None = None
         self._examples: dict[int, tuple[Any, Any]] = {}
+
+    def _none(self) -> Neighbours:
+        return Neighbours(
+            self._schema,
+            "number" if not self.spec.classifies else "binary" if self._dtype == BOOL else "class",
+            self.policy.neighbours,
+            self.policy.index,
+        )
 
     def begin(self, seq: int, clock: int, live: bool) -> None:
         return None
@@ -102,21 +106,37 @@ class Queried:
     def learn(self, question: Question, clock: int) -> None:
         question.example, self._newest = self._learned, clock
         self._learned += 1
-        if question.at < self._since:
-            return
-        columns = self._features([question])
-        label = column([question.label], self._dtype)
-        if self.spec.classifies and self._dtype == BOOL:
-            label = label == 1
-        self._held.add(np.array([question.example]), columns, label, np.array([question.at]))
+        if question.at >= self._since:
+            label = column([question.label], self._dtype)
+            self._add(np.array([question.example]), self._features([question]), label, np.array([question.at]))
+
+    def _add(self, numbers: Ints, columns: Columns, label: Array, at: Ints) -> None:
+        """Let examples of these numbers be looked at."""
+        truth = label == 1 if self.spec.classifies and self._dtype == BOOL else label
+        self._held.add(numbers, columns, truth, at)
         if self.policy.fit == "learner":
-            x = Online(self.spec, clone(self.spec)).rows(columns, self._schema)[0] if self.spec.river else columns
-            self._examples[question.example] = x, question.label
+            told = values(label, self._dtype)[0]
+            rows = [{n: c[i : i + 1] for n, c in columns.items()} for i in range(len(numbers))]
+            xs = Online(self.spec, clone(self.spec)).rows(columns, self._schema) if self.spec.river else rows
+            self._examples.update(zip(numbers.tolist(), zip(xs, told, strict=True), strict=True))
 
     def unlearn(self, question: Question, clock: int) -> None:
         if question.at >= self._since:
             self._held.remove(np.array([question.example]))
             self._examples.pop(question.example, None)
+
+    def forget(self, erased: Erased, seq: int, clock: int) -> str:
+        rest = erased.rest()
+        for number, pos in enumerate(rest.pos.tolist()):
+            if (question := erased.held.get(pos)) is not None:
+                question.example = number
+        self._held, self._examples = self._none(), {}
+        near = rest.at >= self._since
+        if near.any():
+            rows = rest.take(near)
+            self._add(np.flatnonzero(near), rows.columns, rows.columns["label"], rows.at)
+        self._learned += 1
+        return f"looks among the {int(near.sum()):,} other examples"
 
     def _forget(self, before: int) -> None:
         if before > self._since:

@@ -18,7 +18,9 @@ from typing import IO, Any
 
 from bytewax.recovery import init_db_dir
 
-FORMAT = 3
+FORMAT = 4
+FORGET = "forget.json"
+"""What is being forgotten: left behind by a crash."""
 
 
 class StateError(RuntimeError):
@@ -34,18 +36,30 @@ class State:
         self.fresh = fresh
         self._lock = lock
 
+    def forgotten(self) -> None:
+        """What was to be forgotten is."""
+        (self.folder / FORGET).unlink(missing_ok=True)
+
     def release(self) -> None:
         """Let another run have the directory."""
         self._lock.close()
 
 
 def claim(
-    folder: Path, pipeline: str, definition: Mapping[str, str], shards: int, out: Path, outputs: Sequence[str]
+    folder: Path,
+    pipeline: str,
+    definition: Mapping[str, str],
+    shards: int,
+    out: Path,
+    outputs: Sequence[str],
+    forget: Mapping[str, str] | None = None,
 ) -> State:
     """Take the state directory for this pipeline, made if it is not there, ready to start or resume.
 
-    Raises `StateError` when another run holds it, when it belongs to another pipeline, definition or output folder,
-    when it is damaged, or when outputs are there that it did not write.
+    forget: what is to be forgotten in this run; nothing else can be done with the state until `State.forgotten`.
+
+    Raises `StateError` when another run holds it, when something else is still to be forgotten, when it belongs to
+    another pipeline, definition or output folder, when it is damaged, or when outputs are there that it did not write.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = (folder / "lock").open("w")
@@ -57,10 +71,23 @@ def claim(
             f"another run uses the state in {str(folder)!r}; wait for it, stop it, or choose another --state"
         ) from None
     try:
-        return _claimed(folder, lock, pipeline, definition, shards, out, outputs)
+        _forget_first(folder / FORGET, forget)
+        state = _claimed(folder, lock, pipeline, definition, shards, out, outputs)
+        if forget is not None:
+            write_durably(folder / FORGET, dict(forget))
+        return state
     except BaseException:
         lock.close()
         raise
+
+
+def _forget_first(pending: Path, forget: Mapping[str, str] | None) -> None:
+    if pending.exists() and (left := json.loads(pending.read_text())) != forget:
+        what = " ".join(f"{column}={value}" for column, value in left.items())
+        raise StateError(
+            f"forgetting {what} was cut off, and half of it may be done; finish it before anything else: "
+            f"freshet forget PIPELINE {what}"
+        )
 
 
 def _claimed(
@@ -141,6 +168,14 @@ def write_durably(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)
+
+
+def compact(recovery: Path) -> None:
+    """Rewrite the store, so that nothing of what was removed from it is left in its files."""
+    for path in recovery.glob("part-*.sqlite3"):
+        db = sqlite3.connect(path)
+        db.execute("VACUUM")
+        db.close()
 
 
 def forget_torn_epochs(recovery: Path) -> None:

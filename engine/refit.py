@@ -23,10 +23,11 @@ import numpy as np
 from engine.due import Due, Kind, Reason, loss
 from engine.examples import Examples, Question
 from engine.fit import Job
+from engine.keeper import Erased, relearn
 from engine.policy import Deferred
 from engine.spec import ModelSpec, fingerprint
 from engine.student import Fixed, Online, Reading, dicts, shadow
-from engine.versions import Served, Version, Versions, numbers
+from engine.versions import Served, Version, Versions, numbers, saw
 from operators.delta import BOOL, Columns, Delta, Ints, Schema
 
 NOTHING_LEARNT = np.iinfo(np.int64).max
@@ -151,6 +152,7 @@ class Refitted:
     def unlearn(self, question: Question, clock: int) -> None:
         self._note(question)
         self._learned -= 1
+        self.meter.taken_back(clock)
 
     def _note(self, question: Question) -> None:
         told = f"{question.key}|{question.told}|{question.state}"
@@ -169,6 +171,21 @@ class Refitted:
             self._begin(reason, seq, clock, examples)
             if not self.live:
                 self.wait(seq, clock)
+
+    def forget(self, erased: Erased, seq: int, clock: int) -> str:
+        if self._fit is not None:
+            self.wait(seq - 1, clock)
+        self._learned -= len(erased.gone)
+        self._checksum = zlib.crc32(f"forgotten|{seq}".encode(), self._checksum)
+        if self._shadow is not None:
+            self._shadow = Online(self.spec, shadow(self.spec, self.refresh_.debt and self.refresh_.debt.shadow))
+            relearn(self.spec, self._shadow, erased.rest())
+        if self._before is not None and saw(self.versions.about(self._before), erased.log):
+            self._before = None
+        if self._serving is None or not (seen := saw(self._serving, erased.log)):
+            return "no version that serves had seen them"
+        self.meter.forgotten(seen)
+        return f"the version that served had seen {seen:,} of them: a refit was due"
 
     def begin(self, seq: int, clock: int, live: bool) -> None:
         """Before the changes from `seq` on: let begin to serve what is ready, or asked for."""

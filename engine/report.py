@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,8 +11,9 @@ import msgspec
 from engine.flow import Run
 from engine.freshness import Freshness, freshness, least
 from engine.graph import Graph, Model
+from engine.log import scan
 from engine.plan import roots
-from engine.versions import Versions
+from engine.versions import Versions, taken_back
 from operators.delta import BEGINNING
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -110,8 +112,11 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
     }
 
 
-def history(model: Model, versions: Versions) -> dict[str, Any]:
-    """The versions of a model, newest last, as JSON values; `served` says when each began to serve."""
+def history(model: Model, kept: Path) -> dict[str, Any]:
+    """The versions of a model, newest last, as JSON values; `served` says when each began to serve, `taken_back` how
+    many of its examples are none any more. kept: the state of the pipeline.
+    """
+    versions, log = Versions(kept / "models" / model.name), kept / "log" / model.training.name
     return {
         "model": model.name,
         "refresh": str(model.refresh),
@@ -122,6 +127,7 @@ def history(model: Model, versions: Versions) -> dict[str, Any]:
                 **{n: instant(getattr(v, n)) for n in ("known", "first", "last", "newest")},
                 "serving": v.name == versions.serving,
                 "served": [instant(s.known) for s in versions.served if s.version == v.name],
+                "taken_back": taken_back(v, scan(log)),
             }
             for v in versions.all()
         ],

@@ -258,7 +258,19 @@ def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
         if not m["versions"]:
             parts += [Text(title, style="bold"), Text(_NO_VERSIONS[m["refresh"].partition("(")[0]]), Text()]
             continue
-        names = ("version", "known", "examples", "asked", "due", "verdict", "loss", "served", "seconds", "parent")
+        names = (
+            "version",
+            "known",
+            "examples",
+            "asked",
+            "due",
+            "verdict",
+            "loss",
+            "served",
+            "taken back",
+            "seconds",
+            "parent",
+        )
         table = _table(title, *names)
         for column in table.columns[1:]:
             column.no_wrap, column.overflow = False, "fold"
@@ -272,6 +284,7 @@ def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
                 v["verdict"],
                 number(v["checks"].get("loss")),
                 number(v["checks"].get("served_loss")),
+                number(v["taken_back"]),
                 number(v["seconds"]),
                 v["parent"] or "-",
             )
@@ -282,6 +295,28 @@ def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
     if any(v["serving"] for m in models for v in m["versions"]):
         parts.append(Text("* serves. loss, served: of the version and of what was served, on what was held out."))
     return Group(*parts)
+
+
+def forgotten_of(report: Mapping[str, Any]) -> RenderableType:
+    """What `freshet forget` did, and what it could not."""
+    what = " ".join(f"{column}={value}" for column, value in report["forgotten"].items())
+    sources = _table("Sources", "source", "records", "late", "final", "changes")
+    for name, s in report["sources"].items():
+        sources.add_row(name, *(number(s[n]) for n in ("records", "late", "final", "changes")))
+    views = _table("Views", "view", "taken back", "put in their place")
+    for name, v in report["views"].items():
+        if v["retracted"] or v["inserted"]:
+            views.add_row(name, number(v["retracted"]), number(v["inserted"]))
+    models = _table("Models", "model", "examples", "what became of it")
+    models.columns[2].justify, models.columns[2].no_wrap = "left", False
+    for name, m in report["models"].items():
+        how = m["how"]
+        if (fit := m["refit"]) is not None:
+            how += f"; {fit['name']} was fitted on {fit['examples']:,} examples and {fit['verdict']}"
+        models.add_row(name, number(m["examples"]), how)
+    remains = [Text("What remains", style="bold"), *(Text(f"- {line}") for line in report["remains"]), Text()]
+    title = Text(f"{report['pipeline']}: forgot {what}", style="bold green")
+    return Group(Text(), title, Text(), *(t for t in (sources, views, models) if t.row_count), *remains)
 
 
 def _days(first: str | None, last: str | None) -> str:

@@ -13,8 +13,24 @@ import numpy as np
 import polars as pl
 
 from engine.examples import Question
+from engine.log import KNOWN, SEQ, WEIGHT
 from engine.spec import ModelSpec, training_schema
-from operators.delta import STRING, Array, Columns, Delta, Ints, Schema, concat, empty, null_of, numpy_type
+from operators.delta import (
+    AT,
+    POS,
+    STRING,
+    Array,
+    Columns,
+    Delta,
+    Ints,
+    Schema,
+    concat,
+    empty,
+    from_frame,
+    null_of,
+    numpy_type,
+    to_array,
+)
 from operators.state import Rows
 
 _FORGOTTEN = int(np.iinfo(np.int64).min) + 1
@@ -62,6 +78,15 @@ class Training:
         taken = self._rows.take(rows, rows, rows).columns
         return {f: taken[f] for f in self.spec.features}
 
+    def position(self, question: Question) -> int:
+        """The position of the row that a question came from."""
+        return int(self._rows.pos[question.row - (self._rows.first - self._rows.head)])
+
+    def blank(self, question: Question) -> None:
+        """Let nothing be left of the features of a question that is no example and never will be."""
+        for name, column in self._rows.columns.items():
+            column[question.row - (self._rows.first - self._rows.head)] = null_of(self.schema[name])
+
     def enter(self, question: Question, seq: int, weight: int = 1) -> None:
         """A question is an example from now on; with weight -1 it is none any more."""
         q = question
@@ -97,6 +122,24 @@ class Training:
 
     def restore(self, state: Any) -> None:
         self._rows.restore(state)
+
+
+def from_log(rows: pl.DataFrame, spec: ModelSpec) -> tuple[Delta, Ints]:
+    """Rows of the log of a training set as changes, and when they became known."""
+    at, pos, seq, weight, known = (to_array(rows[n]) for n in (AT, POS, SEQ, WEIGHT, KNOWN))
+    return from_frame(rows, training_schema(spec), at, pos, seq, weight), known
+
+
+def of_rows(log: pl.LazyFrame, positions: Ints, others: bool = False) -> pl.LazyFrame:
+    """What a log says of the examples that came from these rows of sources, or whose answers did; or of all others."""
+    here = came_from(positions)
+    return log.filter(~here if others else here)
+
+
+def came_from(positions: Ints) -> pl.Expr:
+    """Whether an example came from one of these rows of sources, or its answer did."""
+    rows = pl.lit(pl.Series(positions)).implode()
+    return pl.col(POS).is_in(rows) | pl.col("answer_pos").is_in(rows).fill_null(False)
 
 
 def column(values: Any, dtype: pl.DataType) -> Array:

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import polars as pl
 
 from engine.large import make_durable
+from engine.log import WEIGHT, as_of
+from operators.delta import AT, INT, POS
 
 
 class VersionError(RuntimeError):
@@ -31,7 +34,7 @@ class Version(msgspec.Struct, kw_only=True):
     known: when that became known; checksum: of these changes. examples: how many it knows, asked from `first` to
     `last`, fitted: on how many of them it was fitted now; newest: when the newest of them became known. verdict: what
     became of it, `why`: and why. checks: what it was judged by. seconds: what the fit took. alone: whether it must be
-    asked row by row.
+    asked row by row. forgotten: how many examples it saw that were erased since.
     """
 
     name: str
@@ -50,11 +53,12 @@ class Version(msgspec.Struct, kw_only=True):
     first: int | None = None
     last: int | None = None
     newest: int | None = None
-    verdict: Literal["published", "refused", "failed"] = "published"
+    verdict: Literal["published", "refused", "failed", "removed"] = "published"
     why: str = ""
     checks: dict[str, Any] = {}
     seconds: float = 0.0
     alone: bool = False
+    forgotten: int = 0
 
 
 class Served(msgspec.Struct):
@@ -125,6 +129,23 @@ class Versions:
         draft.rename(there)
         make_durable(self.folder)
         self._models.pop(version.name, None)
+
+    def forgot(self, name: str, examples: int, remove: bool) -> None:
+        """Note that so many examples that a version saw were erased. remove: its learner, for good."""
+        assert self.folder is not None
+        about = self._about(name)
+        about.forgotten += examples
+        model = self.folder / name / "model.pkl"
+        if remove:
+            about.verdict = "removed"
+            about.why = f"it had seen {about.forgotten:,} examples that were to be forgotten"
+        draft = self.folder / name / "about.draft"
+        draft.write_bytes(msgspec.json.encode(about))
+        make_durable(draft)
+        draft.rename(self.folder / name / "about.json")
+        if remove:
+            model.unlink(missing_ok=True)
+        make_durable(self.folder / name)
 
     @property
     def served(self) -> list[Served]:
@@ -203,6 +224,23 @@ class Versions:
             for old in list(self._models)[:-3]:
                 del self._models[old]
         return self._models[name]
+
+
+def saw(version: Version, log: pl.DataFrame) -> int:
+    """On how many of the examples of which a log tells a version was fitted, or its parents were."""
+    rows = as_of(log.lazy(), seq=version.seq).collect()
+    return len(rows) if version.first is None else int((rows[AT].cast(INT) >= version.first).sum())
+
+
+def taken_back(version: Version, log: pl.LazyFrame) -> int:
+    """How many of the examples on which a version was fitted are none any more, or have another label; erased ones,
+    of which the log does not tell, included."""
+    same = [AT, POS, "label", "answer_pos"]
+    ever = log.filter(pl.col(WEIGHT) < 0).select(AT, POS).unique()
+    mine = log.join(ever, on=[AT, POS], how="semi", nulls_equal=True)
+    then, now = as_of(mine, seq=version.seq), as_of(mine)
+    gone = then.join(now, on=same, how="anti", nulls_equal=True).select(pl.col(AT).cast(INT)).collect()[AT]
+    return version.forgotten + (len(gone) if version.first is None else int((gone >= version.first).sum()))
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:

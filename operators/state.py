@@ -150,8 +150,11 @@ class Rows:
         return Delta({n: c[i] for n, c in self.columns.items()}, weight, self.at[i], self.pos[i], seq)
 
     def remove(self, numbers: Ints) -> None:
-        """Rows that nobody will ask for any more."""
-        self.at[numbers - (self.first - self.head)] = _NEVER
+        """Rows that nobody will ask for any more: nothing of them is left."""
+        i = numbers - (self.first - self.head)
+        self.at[i] = _NEVER
+        for column in self.columns.values():
+            column[i] = None if column.dtype == object else 0
 
     def expire(self, horizon: int) -> None:
         """Let rows before the horizon go, as far as they are the oldest."""

@@ -79,7 +79,9 @@ def drifted(refresh: Deferred, history: Sequence[Event]) -> dict[str, int]:
 
 def expected(refresh: Deferred, history: Sequence[Event], known: int) -> Reason | None:
     """Why a model is due after this history, by the definition."""
-    answers = sum(e[0] == "answered" for e in since_refit(history))
+    answers = sum(e[0] in ("answered", "taken_back") for e in since_refit(history))
+    if forgotten := sum(e[2] for e in since_refit(history) if e[0] == "forgotten"):
+        return Reason("forgotten", {"examples": forgotten})
     fits = [e for e in history if e[0] == "refitted"]
     looks = [e[1] for e in history if e[0] == "reason"]
     if not fits and not answers:
@@ -112,6 +114,7 @@ events = st.one_of(
     st.tuples(st.just("asked"), st.none() | features),
     st.tuples(st.just("answered"), st.none() | eighths, st.none() | eighths, st.booleans()),
     *[st.tuples(st.just("answered"), eighths, eighths, st.just(True))] * 4,
+    st.tuples(st.sampled_from(["taken_back", "taken_back", "forgotten"])),
 )
 loss_drifts, x_drifts = drift.PageHinkley(3, threshold=1.0), drift.PageHinkley(2, threshold=2.0)
 policies = st.sampled_from(
@@ -151,12 +154,16 @@ def test_due_as_the_definition_says_of_the_whole_history(
                 history.append(("refitted", known, seconds))
             if i == saved:
                 meter = pickle.loads(pickle.dumps(meter))
+            if name == "forgotten":
+                meter.forgotten(2)
+                history.append((name, known, 2))
+                continue
             getattr(meter, name)(known, *what)
             history.append((name, known, *what))
     figures = meter.figures()
     assert figures["debt"] == (owed(history) if refresh.debt else None)
     assert figures["gap"] == (gap(history) if refresh.debt else None)
-    assert figures["answers"] == sum(e[0] == "answered" for e in since_refit(history))
+    assert figures["answers"] == sum(e[0] in ("answered", "taken_back") for e in since_refit(history))
     assert figures["drift"] == {n: drifted(refresh, history).get(n) for n, _ in refresh.drift}
 
 

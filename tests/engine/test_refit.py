@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,20 @@ def test_a_cadence_counts_from_the_first_change() -> None:
     later = {n: f.with_columns(pl.col("at") + pl.duration(days=10_000)) for n, f in frames.items()}
     got, want = (run(pipeline(deferred(every="1d"), ESTIMATORS["line"]()), given) for given in (later, frames))
     assert got["model_version"].to_list() == want["model_version"].to_list()
+
+
+def test_a_correction_is_a_change_that_the_version_lacks() -> None:
+    frames = stream(40)
+    told = frames["told"]
+    last = told["at"][-1]
+    again = told.head(20).with_columns(y=pl.col("y") + 100, at=last + pl.duration(minutes=pl.int_range(1, 21)))
+    p = pipeline(deferred(rows=20), Tree(max_depth=2, random_state=1))
+    later = pl.DataFrame({"id": ["z"], "at": [last + timedelta(hours=2)], "a": [0.0], "c": ["u"]})
+    asked = pl.concat([frames["asked"], later.cast(dict(frames["asked"].schema))])
+    many = run(p, {"asked": asked, "told": pl.concat([told, again])})
+    none = run(p, {"asked": asked, "told": told})
+    assert many["model_version"][-1] != none["model_version"][-1]
+    assert many["prediction"][-1] > none["prediction"][-1] + 20
 
 
 RIVER = preprocessing.StandardScaler() | linear_model.LinearRegression()

@@ -1,0 +1,95 @@
+"""What follows a run that forgot a key: logs without it, versions that are marked, and a report of what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.flow import Run
+from engine.graph import Graph
+from engine.large import remove_older
+from engine.log import erase, scan
+from engine.publish import outputs
+from engine.recovery import compact
+from engine.training import came_from, of_rows
+from engine.versions import Versions, saw
+
+
+def finish(run: Run, remove: bool) -> dict[str, Any]:
+    """After such a run erase what it took back from the logs for good, mark versions, and report, as JSON values.
+
+    remove: also the learners of versions that had seen any of it, but for one that still serves.
+    """
+    found, graph = run.found, run.graph
+    assert found
+    assert run.forget
+    assert run.publish
+    models = {name: _finished(graph, name, run, remove) for name in graph.models}
+    remove_older(run.large)
+    compact(run.recovery)
+    without = [n for n in graph.sources if n not in found.counts]
+    return {
+        "pipeline": graph.name,
+        "forgotten": run.forget.where,
+        "sources": found.counts,
+        "views": {
+            name: {"retracted": retracted, "inserted": inserted}
+            for name, (inserted, retracted) in run.publish.forgotten.items()
+        },
+        "models": models,
+        "remains": _remains(run, models, without),
+    }
+
+
+def _finished(graph: Graph, name: str, run: Run, remove: bool) -> dict[str, Any]:
+    assert run.found is not None
+    model, kept, positions = graph.models[name], run.recovery.parent, run.found.positions
+    log = kept / "log" / model.training.name
+    told = of_rows(scan(log), positions).collect()
+    versions = Versions(kept / "models" / name)
+    for v in versions.all():
+        seen, serves = saw(v, told), v.name == versions.serving
+        if seen or (remove and v.forgotten and v.verdict != "removed"):
+            versions.forgot(v.name, seen, remove and not serves)
+    erase(log, model.training.schema, came_from(positions))
+    figures = run.models[name].keeper.figures()
+    return {
+        **run.models[name].forgotten,
+        "refresh": str(model.refresh),
+        "refit": figures.get("last") if "refit was due" in run.models[name].forgotten["how"] else None,
+        "versions": [
+            {"version": v.name, "forgotten": v.forgotten, "verdict": v.verdict, "serves": v.name == versions.serving}
+            for v in versions.all()
+            if v.forgotten
+        ],
+    }
+
+
+def _remains(run: Run, models: Mapping[str, Any], without: Sequence[str]) -> list[str]:
+    """What is still somewhere, in words."""
+    assert run.found is not None
+    found, out = run.found.counts, []
+    for name, count in found.items():
+        if count["records"]:
+            out.append(
+                f"{name}: {count['records']:,} records are still where they were read from: remove them there, "
+                "or a run from the start reads them again"
+            )
+        if count["final"]:
+            out.append(
+                f"{name}: {count['final']:,} rows are older than the lateness: what views made of them stays. Declare "
+                "the source erasable=True, and start anew, for rows of any age to be taken back"
+            )
+    if any(count["records"] for count in found.values()):
+        names = ", ".join(f"{n}.jsonl" for n in outputs(run.graph))
+        out.append(f"outputs keep what was written; what is taken back was appended. They lie in {run.out}: {names}")
+    for name, m in models.items():
+        for v in m["versions"]:
+            if v["serves"]:
+                why = f"; the refit was {m['refit']['verdict']}: {m['refit']['why']}" if m["refit"] else ""
+                out.append(f"{name}: version {v['version']} had seen {v['forgotten']:,} examples, and serves{why}")
+            elif v["verdict"] != "removed":
+                out.append(f"{name}: version {v['version']} had seen {v['forgotten']:,} examples; --remove removes it")
+    if without:
+        out.append(f"{', '.join(without)}: no such column; nothing of it was looked at")
+    return out
