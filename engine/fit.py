@@ -30,6 +30,7 @@ import cloudpickle
 import msgspec
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits
 
 from engine.due import Kind, loss
 from engine.learners import retraction, unlearn
@@ -296,6 +297,9 @@ def _begin(path: list[str], parent: int) -> None:
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(10)
+    if hasattr(os, "sched_setaffinity") and len(processors := sorted(os.sched_getaffinity(0))) > 1:
+        os.sched_setaffinity(0, processors[1:])  # one is left to the stream, whatever threads the learner begins
+        threadpool_limits(len(processors) - 1)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -29,6 +29,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
+from threadpoolctl import threadpool_limits
 
 from engine.batch import Batch
 from engine.bind import partitions
@@ -298,6 +299,7 @@ def _named(stage: Stage) -> str:
 def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
 
     def build_one(state: Any) -> _Keep:
+        threadpool_limits(1)  # a learner that is asked waits for no thread of its own while a fit takes the processors
         large = Large(run.large, f"model-{model.name}")
         saved = None if state is None else large.load(state)
         mine = kept(model.spec, model.refresh, run.recovery.parent, saved)
