@@ -65,6 +65,10 @@ def _finished(graph: Graph, name: str, run: Run, remove: bool) -> dict[str, Any]
     }
 
 
+def _many(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def _remains(run: Run, models: Mapping[str, Any], without: Sequence[str]) -> list[str]:
     """What is still somewhere, in words."""
     assert run.found is not None
@@ -72,24 +76,28 @@ def _remains(run: Run, models: Mapping[str, Any], without: Sequence[str]) -> lis
     for name, count in found.items():
         if count["records"]:
             out.append(
-                f"{name}: {count['records']:,} records are still where they were read from: remove them there, "
+                f"{name}: {_many(count['records'], 'record')} still where they were read from: to be removed there, "
                 "or a run from the start reads them again"
             )
         if count["final"]:
             out.append(
-                f"{name}: {count['final']:,} rows are older than the lateness: what views made of them stays. Declare "
+                f"{name}: of {_many(count['final'], 'row')} older than the lateness, what views made of them. Declare "
                 "the source erasable=True, and start anew, for rows of any age to be taken back"
             )
     if any(count["records"] for count in found.values()):
         names = ", ".join(f"{n}.jsonl" for n in outputs(run.graph))
-        out.append(f"outputs keep what was written; what is taken back was appended. They lie in {run.out}: {names}")
+        out.append(f"lines that were published before, in {run.out}: {names}; what was taken back was appended")
     for name, m in models.items():
         for v in m["versions"]:
             if v["serves"]:
                 why = f"; the refit was {m['refit']['verdict']}: {m['refit']['why']}" if m["refit"] else ""
-                out.append(f"{name}: version {v['version']} had seen {v['forgotten']:,} examples, and serves{why}")
+                out.append(
+                    f"{name}: version {v['version']} had seen {_many(v['forgotten'], 'example')}, and serves{why}"
+                )
             elif v["verdict"] != "removed":
-                out.append(f"{name}: version {v['version']} had seen {v['forgotten']:,} examples; --remove removes it")
+                out.append(
+                    f"{name}: version {v['version']} had seen {_many(v['forgotten'], 'example')}; --remove removes it"
+                )
     if without:
         out.append(f"{', '.join(without)}: no such column; nothing of it was looked at")
     return out

@@ -258,19 +258,9 @@ def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
         if not m["versions"]:
             parts += [Text(title, style="bold"), Text(_NO_VERSIONS[m["refresh"].partition("(")[0]]), Text()]
             continue
-        names = (
-            "version",
-            "known",
-            "examples",
-            "asked",
-            "due",
-            "verdict",
-            "loss",
-            "served",
-            "taken back",
-            "seconds",
-            "parent",
-        )
+        corrected = any(v["taken_back"] for v in m["versions"])
+        names = ["version", "known", "examples", "asked", "due", "verdict", "loss", "served"]
+        names += ["taken back", "seconds"] if corrected else ["seconds"]
         table = _table(title, *names)
         for column in table.columns[1:]:
             column.no_wrap, column.overflow = False, "fold"
@@ -284,16 +274,18 @@ def versions_of(models: Sequence[Mapping[str, Any]]) -> RenderableType:
                 v["verdict"],
                 number(v["checks"].get("loss")),
                 number(v["checks"].get("served_loss")),
-                number(v["taken_back"]),
+                *([number(v["taken_back"])] if corrected else []),
                 number(v["seconds"]),
-                v["parent"] or "-",
             )
         parts += [table, *(Text(f"{v['name']}: {v['why']}") for v in m["versions"] if v["why"])]
         if m["wanted"]:
             parts.append(Text(f"{m['wanted']} was asked for, and serves from the next batch on"))
         parts.append(Text())
     if any(v["serving"] for m in models for v in m["versions"]):
-        parts.append(Text("* serves. loss, served: of the version and of what was served, on what was held out."))
+        told = "* serves. loss, served: of the version and of what was served, on what was held out."
+        if any(v["taken_back"] for m in models for v in m["versions"]):
+            told += " taken back: of its examples, since."
+        parts.append(Text(told))
     return Group(*parts)
 
 
