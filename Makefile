@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml
 run: $(STAMP) ## Stream the real flights of 2013 (DAYS=14: only the first days)
 	@$(BIN)/freshet run examples/flights --out out/flights --state state/flights $(if $(DAYS),--days $(DAYS))
 
-compare: $(STAMP) ## Compare refresh policies on the first 45 days of the flights (2 to 5 minutes; DAYS=14 for less)
+compare: $(STAMP) ## Compare refresh policies on the first 45 days of the flights (about 2 minutes; DAYS=14 for less)
 	@$(BIN)/freshet compare examples/flights --model late --second-costs 10 --days $(or $(DAYS),45) --out out/flights/compare.html
 
 test: $(STAMP) ## Run the tests

@@ -132,10 +132,11 @@ def test_the_learner_of_the_model_is_fitted_to_the_neighbours_only() -> None:
 
 
 def compose_tree() -> Any:
-    from sklearn.compose import make_column_transformer
     from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
 
-    return make_pipeline(make_column_transformer(("passthrough", ["a"])), DecisionTreeRegressor(random_state=0))
+    number = FunctionTransformer(lambda frame: frame.select("a").to_numpy())
+    return make_pipeline(number, DecisionTreeRegressor(random_state=0))
 
 
 def test_questions_with_fewer_examples_than_asked_for_are_counted_and_state_resumes() -> None:

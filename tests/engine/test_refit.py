@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from datetime import timedelta
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from river import drift, linear_model, preprocessing
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 from sklearn.tree import DecisionTreeRegressor
 
 import operators as op
@@ -27,6 +28,7 @@ from engine.versions import VersionError, Versions
 from operators.delta import BOOL, FLOAT, STRING, Delta, to_column
 
 HOUR = 3_600_000_000
+sklearn_version = tuple(map(int, metadata.version("scikit-learn").split(".")[:2]))
 
 
 def pipeline(refresh: Any, learner: Any, label: str = "y", features: Sequence[str] | None = None) -> Pipeline:
@@ -67,8 +69,14 @@ def run(p: Pipeline, frames: dict[str, pl.DataFrame], batch_rows: int = 1000) ->
 
 def words(estimator: Any) -> Any:
     """An estimator that takes words too."""
+    if not hasattr(pl.DataFrame, "__dataframe__") and sklearn_version < (1, 8):
+        return make_pipeline(FunctionTransformer(coded), estimator)  # which knows no columns of Polars by name
     encoder = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["c"]), remainder="passthrough")
     return make_pipeline(encoder, estimator)
+
+
+def coded(frame: pl.DataFrame) -> Any:
+    return frame.select("a", *(pl.col("c").eq(c).cast(float).alias(c) for c in "uv")).to_numpy()
 
 
 ESTIMATORS = {
