@@ -1,18 +1,16 @@
-"""From a source and its settings to partitions: lines of files, decoded and validated."""
+"""From sources and their settings to partitions: files and topics, decoded and validated."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine.decode import Decoder, Shape
-from engine.graph import Graph, Source
-from engine.lines import Lines
-from engine.merge import Chunk, Partition
+from engine.files import File
+from engine.graph import EXTRA, Graph, Source
+from engine.merge import Partition
 from engine.plan import lags
 from engine.policy import duration, parse
 from engine.settings import Settings, SettingsError, SourceSettings
@@ -34,63 +32,21 @@ def shape_of(source: Source) -> Shape:
     )
 
 
-_BLOCK = 1 << 20
-"""Bytes read at once: some thousand records."""
-
-
-class FilePartition:
-    """A file of records as a partition."""
-
-    def __init__(self, source: Source, settings: SourceSettings, path: Path, follow: bool, state: Any) -> None:
-        self.name = path.name
-        self._decoder = Decoder(shape_of(source), settings.format, strict_columns=settings.strict_columns)
-        self._lines = Lines(path, 0 if state is None else state["position"], follow=follow)
-        if state is not None:
-            self._lines.check(state["identity"])
-
-    @property
-    def position(self) -> int:
-        return self._lines.position
-
-    @property
-    def ended(self) -> bool:
-        return self._lines.ended
-
-    @property
-    def done(self) -> int:
-        return self._lines.total - self._lines.size_left()
-
-    @property
-    def total(self) -> int:
-        return self._lines.total
-
-    def read(self) -> Chunk | None:
-        records, offsets = self._lines.read(_BLOCK)
-        if not len(records):
-            return None
-        got = self._decoder.decode(records)
-        bad = [(int(offsets[i]), reason, records[i]) for i, reason in got.bad]
-        if got.skipped:
-            quiet = np.ones(len(records), np.bool_)
-            quiet[got.index] = False
-            quiet[[i for i, _ in got.bad]] = False
-            bad = sorted([*bad, *((int(offsets[i]), "", b"") for i in np.flatnonzero(quiet))], key=lambda b: b[0])
-        return Chunk(got.columns, got.deleted, got.at, offsets[got.index], records.take(got.index), bad)
-
-    def identity(self) -> Any:
-        return self._lines.fingerprint
+def _bound(source: Source, settings: Settings) -> SourceSettings:
+    """The settings of a source. Raises `SettingsError` when it is bound to nothing."""
+    if source.name not in settings.sources:
+        raise SettingsError(
+            f"source {source.name!r} is bound to nothing; add to freshet.toml: [sources.{source.name}] "
+            f'path = "FILE" or topic = "TOPIC", or on the command line: --bind {source.name}=FILE or '
+            f"--bind {source.name}=kafka://HOST:PORT/TOPIC"
+        )
+    return settings.sources[source.name]
 
 
 def files(source: Source, settings: Settings) -> list[Path]:
-    """The files that a source is bound to. Raises `SettingsError` when it is bound to none."""
-    bound = settings.sources.get(source.name)
-    if bound is None:
-        raise SettingsError(
-            f'source {source.name!r} is bound to nothing; add to freshet.toml: [sources.{source.name}] path = "FILE", '
-            f"or on the command line: --bind {source.name}=FILE"
-        )
+    """The files that a source is bound to; none when it is bound to topics. Raises `SettingsError`."""
     found: list[Path] = []
-    for given in [bound.path] if isinstance(bound.path, str) else bound.path:
+    for given in _bound(source, settings).paths:
         some = sorted(glob.glob(given)) if "*" in given else [given]
         if not some:
             raise SettingsError(f"source {source.name!r}: no file matches {given!r}")
@@ -103,12 +59,28 @@ def files(source: Source, settings: Settings) -> list[Path]:
 
 
 def check_bindings(graph: Graph, settings: Settings) -> None:
-    """Raises `SettingsError` when a source is bound to nothing that can be read, or something else is bound."""
+    """Raises `SettingsError` when a source is bound to nothing that can be read, or something else is bound.
+
+    Whether a topic is there is seen when it is opened.
+    """
     if unknown := [n for n in settings.sources if n not in graph.sources]:
         raise SettingsError(
             f"settings bind {unknown[0]!r}, which is no source of pipeline {graph.name!r}; "
             f"its sources: {', '.join(graph.sources)}"
         )
+    sinks = [*graph.sinks, *EXTRA]
+    if unknown := [n for n in settings.sinks if n not in sinks]:
+        raise SettingsError(
+            f"settings say where {unknown[0]!r} goes, which is no sink of pipeline {graph.name!r}; "
+            f"its sinks: {', '.join(sinks)}"
+        )
+    for name in settings.sinks:
+        for relation in graph.sinks[name].relations if name in graph.sinks else ():
+            if not graph.views[relation].key:
+                raise SettingsError(
+                    f"sink {name!r} goes to a topic, but the rows of view {relation!r} have no key; "
+                    "keep the key of its source among its columns, or let it go to a file"
+                )
     for source in graph.sources.values():
         files(source, settings)
 
@@ -130,18 +102,63 @@ def check_lags(graph: Graph, settings: Settings) -> None:
             )
 
 
-def partitions(
-    graph: Graph, settings: Settings, follow: bool, state: Any = None
-) -> list[tuple[Source, Sequence[Partition]]]:
-    """For each source its partitions, at the positions in `state` if given. Raises `SettingsError`."""
-    feeds = (state or {}).get("feeds", {})
-    return [
-        (
-            source,
-            [
-                FilePartition(source, settings.sources[source.name], path, follow, feeds.get(f"{source.name}/{i}"))
-                for i, path in enumerate(files(source, settings))
-            ],
-        )
-        for source in graph.sources.values()
-    ]
+class Inputs:
+    """The partitions of all sources, opened. parts: by source; those of topics may become more.
+
+    feeds: what is known of those that were read before, by "source/number". again: they are read again from there, as
+    far as they are still there. Raises `SettingsError`, `LinesError`, `TopicError`, `BrokerError`.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        settings: Settings,
+        follow: bool = False,
+        feeds: Mapping[str, Any] | None = None,
+        again: bool = False,
+    ) -> None:
+        self._sources = graph.sources
+        self._topics: Any = None
+        known = feeds or {}
+        self.parts: list[tuple[Source, list[Partition]]] = [(source, []) for source in graph.sources.values()]
+        wanted = []
+        for source, parts in self.parts:
+            bound = _bound(source, settings)
+            for i, path in enumerate(files(source, settings)):
+                state = known.get(f"{source.name}/{i}")
+                parts.append(File(path, _decoder(source, bound), follow, state))
+            if bound.topics:
+                mine = [known[n] for i in range(len(known)) if (n := f"{source.name}/{i}") in known]
+                wanted.append((source.name, bound.topics, bound.start, _decoder(source, bound), mine))
+        if wanted:
+            from engine.topics import Topics, Wanted  # the client is slow to import
+
+            group = f"freshet-{graph.name}"
+            self._topics = Topics(settings.kafka, [Wanted(*w) for w in wanted], follow, group, again)
+            for source, parts in self.parts:
+                parts += self._topics.parts.get(source.name, [])
+
+    def appeared(self) -> list[tuple[Source, int, Partition]]:
+        """The partitions that are new since this was last called, each with its number within its source."""
+        found = [] if self._topics is None else self._topics.appeared()
+        return [(self._sources[name], number, partition) for name, number, partition in found]
+
+    def commit(self, positions: Mapping[Partition, int]) -> None:
+        """Tell where topics need not be read again, for whoever wants to know."""
+        if self._topics is not None:
+            self._topics.commit({p: at for p, at in positions.items() if not isinstance(p, File)})
+
+    def close(self) -> None:
+        """End the thread that reads topics."""
+        if self._topics is not None:
+            self._topics.close()
+
+    def __enter__(self) -> Inputs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _decoder(source: Source, bound: SourceSettings) -> Decoder:
+    return Decoder(shape_of(source), bound.format, strict_columns=bound.strict_columns)

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from threading import Thread
@@ -21,13 +21,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from engine.bind import check_bindings, check_lags, partitions, set_policies
+from engine.bind import Inputs, check_bindings, check_lags, set_policies
 from engine.compare import compare as compare_policies
 from engine.erase import finish
 from engine.export import export as write
 from engine.flow import FlowError, Run
 from engine.forget import request
 from engine.graph import Model
+from engine.intake import IntakeError
 from engine.large import LargeStateError
 from engine.log import LogError, as_of, logs, scan
 from engine.metrics import serve
@@ -38,7 +39,7 @@ from engine.policy import parse
 from engine.publish import outputs
 from engine.recovery import State, StateError, claim
 from engine.report import figures, history
-from engine.settings import Settings, SettingsError, load
+from engine.settings import Settings, SettingsError, instant, load
 from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
 from engine.sink import begin
 from engine.spec import warnings
@@ -192,7 +193,11 @@ def _claimed(
                 p.prepare(folder)
         check_bindings(p, settings)
         check_lags(p, settings)
-        return settings, out, claim(state, p.name, p.definition(), settings.shards, out, outputs(p), asked)
+        return (
+            settings,
+            out,
+            claim(state, p.name, p.definition(), settings.shards, out, outputs(p, settings.sinks), asked),
+        )
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
     except StateError as error:
@@ -204,7 +209,7 @@ def _begin(live: Run) -> tuple[Thread, list[FlowError]]:
     for name in [n for n in os.environ if n.startswith("BYTEWAX_DATAFLOW_API")]:
         del os.environ[name]  # any value would serve the flow on all addresses
     os.environ["RUST_BACKTRACE"] = "0"
-    begin(live.out, outputs(live.graph))
+    begin(live.out, outputs(live.graph, live.settings.sinks))
     failed: list[FlowError] = []
 
     def work() -> None:
@@ -221,7 +226,7 @@ def _begin(live: Run) -> tuple[Thread, list[FlowError]]:
 def _ended(failed: list[FlowError], held: State, cure: str) -> None:
     if failed:
         held.release()
-        code = 3 if isinstance(failed[0].__cause__, LargeStateError) else 1
+        code = 3 if isinstance(failed[0].__cause__, (LargeStateError, IntakeError)) else 1
         _fail(str(failed[0]) if code == 3 else f"{failed[0]} ({cure})", code)
 
 
@@ -243,8 +248,10 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
     _ended(failed, held, "what was saved is kept: run the same command again once the cause is gone")
     seconds = time.monotonic() - began
     final = figures(live, None)
-    final["outputs"] = {n: str(live.out / f"{n}.jsonl") for n in outputs(live.graph)} | {
-        "summary": str(live.out / "summary.json")
+    final["outputs"] = {
+        **{n: str(live.out / f"{n}.jsonl") for n in outputs(live.graph, settings.sinks)},
+        **{n: f"topic {one.topic}" for n, one in settings.sinks.items()},
+        "summary": str(live.out / "summary.json"),
     }
     (live.out / "summary.json").write_bytes(orjson.dumps(final, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     held.release()
@@ -291,12 +298,11 @@ def _kept(pipeline: Path, state: Path | None) -> Path:
     return found
 
 
-def _instant(text: str) -> datetime:
+def _as_of(text: str) -> datetime:
     try:
-        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return instant(text)
     except ValueError:
         _fail(f"--as-of is {text!r}: expected a time such as '2013-02-01' or '2013-02-01T12:00:00Z'", 2)
-    return found.replace(tzinfo=found.tzinfo or timezone.utc).astimezone(timezone.utc)
 
 
 @app.command(
@@ -319,7 +325,7 @@ def export(
     While a run is live, with what it has saved.
     """
     kept = _kept(pipeline, state)
-    known = None if as_of_time is None else _instant(as_of_time)
+    known = None if as_of_time is None else _as_of(as_of_time)
     try:
         there = logs(kept)
         if relation not in [log.name for log in there]:
@@ -516,15 +522,16 @@ def compare(
 
             began = time.monotonic()
             until = None if days is None else int(days * 86_400_000_000)
-            found = compare_policies(
-                p,
-                partitions(p, settings, follow=False),
-                dict.fromkeys(names, told),
-                batch_rows=settings.batch_rows,
-                until=until,
-                second_costs=second_costs,
-                progress=progress,
-            )
+            with Inputs(p, settings) as inputs:
+                found = compare_policies(
+                    p,
+                    inputs.parts,
+                    dict.fromkeys(names, told),
+                    batch_rows=settings.batch_rows,
+                    until=until,
+                    second_costs=second_costs,
+                    progress=progress,
+                )
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
     except ModelError as error:

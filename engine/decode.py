@@ -14,6 +14,9 @@ of fields given twice the last counts, but each value must fit. What asks for no
 tombstones (null) of "changes" and "debezium", Debezium's heartbeats and its messages (op m).
 
 A delete needs its key only. Debezium's truncation (op t) is a deleted row without a key: of all keys.
+
+A record of a topic can have no value but a key: a tombstone, which deletes that key. The key is a JSON object of the
+key columns (Debezium's may be wrapped as its values are), or the value of a single key column, in JSON or plain.
 """
 
 from __future__ import annotations
@@ -206,8 +209,52 @@ class Decoder:
             fields += [Field("op", TEXT)] * self._op + [Field("weight", INTEGER, least=-1, most=1)] * self._weight
             self._scanner = Scanner([*fields, *[Field("at", MOMENT)] * self._reserved_at], strict_columns, max_record)
 
-    def decode(self, records: Records) -> Decoded:
-        """The rows of the records, in their order. No record makes it raise."""
+    def decode(self, records: Records, tombstones: Sequence[tuple[int, bytes | None]] = ()) -> Decoded:
+        """The rows of the records, in their order. No record makes it raise.
+
+        tombstones: the numbers of blank records that have no value, and their keys.
+        """
+        found = self._decode(records)
+        if not tombstones:
+            return found
+        found.skipped -= len(tombstones)
+        return found.among(self._deletes([key for _, key in tombstones]), np.array([i for i, _ in tombstones]))
+
+    def _deletes(self, keys: Sequence[bytes | None]) -> Decoded:
+        rows: list[Any] = []
+        index: list[int] = []
+        bad: list[tuple[int, str]] = []
+        quiet = self.form == "debezium" and self.shape.append_only  # the delete itself was refused
+        for i, key in enumerate(keys):
+            try:
+                if key is None:
+                    raise _Refused("neither a key nor a value")
+                if not quiet:
+                    self._allow("a tombstone")
+                    rows.append(self._keyed(key))
+                    index.append(i)
+            except Exception as error:
+                bad.append((i, self._why(key or b"", error)))
+        gone = np.ones(len(rows), np.bool_)
+        return self._build(rows, gone, None, np.array(index, np.int64), bad, len(keys) - len(rows) - len(bad))
+
+    def _keyed(self, key: bytes) -> Any:
+        """A row of which only the key is known."""
+        names = self.shape.key
+        try:
+            given = msgspec.json.decode(key)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            given = key.decode()
+        if isinstance(given, dict) and "payload" in given and "payload" not in names:
+            given = given["payload"]
+        if not isinstance(given, dict):
+            if len(names) > 1:
+                raise _Refused(f"a tombstone whose key is {_short(given)}: expected an object of {', '.join(names)}")
+            text = self.shape.schema[names[0]] == STRING and not isinstance(given, str)
+            given = {names[0]: key.decode() if text else given}
+        return self._convert({n: given[n] for n in names if n in given}, self._row, "$")
+
+    def _decode(self, records: Records) -> Decoded:
         if self._scanner is None:
             return self._one_by_one(list(records))
         taken, columns = self._scanner.scan(records, self._valid(records))

@@ -32,16 +32,17 @@ from bytewax.run import cli_main
 from threadpoolctl import threadpool_limits
 
 from engine.batch import Batch
-from engine.bind import partitions
+from engine.bind import Inputs
 from engine.cost import Costs
 from engine.forget import Found, Request, find
-from engine.graph import Graph, Hold, Model
+from engine.graph import LATE, Graph, Hold, Model
 from engine.hold import Holding, Settling
+from engine.intake import Intake
 from engine.large import Large
 from engine.merge import Merge
 from engine.model import KeptModel, kept
 from engine.plan import Settle, Stage, due, rank, steps, watermark
-from engine.publish import LATE, Publish
+from engine.publish import Publish
 from engine.settings import Settings
 from engine.view import Gather, Part, Shard, Split
 from operators.delta import concat
@@ -61,8 +62,7 @@ class Run:
 
     forget: it forgets what is asked for, and reads nothing new. found: what that was; share: how much of the present
     source has been searched.
-    now: the present in microseconds; None in a run to the end, whose clock is the data. live: it follows, and has once
-    caught up with all there was.
+    now: the present in microseconds; None in a run to the end, whose clock is the data.
     """
 
     graph: Graph
@@ -72,8 +72,8 @@ class Run:
     follow: bool = False
     until: int | None = None
     now: Callable[[], int | None] = lambda: None
-    live: bool = False
     stop: Event = field(default_factory=Event)
+    inputs: Inputs | None = None
     merge: Merge | None = None
     shards: list[Shard] = field(default_factory=list)
     costs: dict[str, Costs] = field(default_factory=dict)
@@ -100,6 +100,11 @@ class Run:
         return guarded
 
     @property
+    def live(self) -> bool:
+        """Whether it follows, and has once caught up with all there was."""
+        return self.merge is not None and self.merge.live
+
+    @property
     def large(self) -> Path:
         """Where large states lie."""
         return self.recovery.with_name("large")
@@ -119,8 +124,10 @@ class Run:
             raise FlowError(f"{step}: {type(cause).__name__}: {cause}") from cause
         finally:
             gc.unfreeze()
+            if self.inputs is not None:
+                self.inputs.close()
             if self.publish is not None:
-                self.publish.files.close()
+                self.publish.close()
             for model in self.models.values():
                 model.close()
 
@@ -130,13 +137,19 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
 
     def __init__(self, run: Run, state: Any) -> None:
         self._run = run
+        self._intake = Intake(run.recovery.with_name("intake"), state["number"] if state else 0)
+        known = {n: one for note in self._intake.again for n, one in note.joined.items()}
+        known |= state["feeds"] if state else {}
+        run.inputs = self._inputs = Inputs(run.graph, run.settings, run.follow, known)
         run.merge = self._merge = Merge(
-            partitions(run.graph, run.settings, run.follow, state),
+            self._inputs.parts,
             rank(run.graph),
             run.settings.batch_rows,
             run.until,
             state,
             due(run.graph),
+            run.follow,
+            self._intake,
         )
         self._next = run.guard("reading", self._merge.next)
         self._find = run.guard("searching for what is to be forgotten", self._forget)
@@ -145,20 +158,19 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
     def next_batch(self) -> Iterable[Batch]:
         if self._run.stop.is_set() or self._run.found is not None:
             raise StopIteration
-        if self._run.forget is not None:
+        if self._run.forget is not None and not self._merge.again:
             return [self._find(self._run.forget)]
         done = self._run.publish.number if self._run.publish is not None else self._began
         if self._merge.number - done >= _CAP:
             return []
+        for source, number, partition in self._inputs.appeared():
+            self._merge.add(source, number, partition)
         batch = self._next(self._run.now())
-        if self._run.follow and all(f.partition.ended and not len(f) for f in self._merge.feeds):
-            self._run.live = True
-        if batch is None:
-            if self._run.follow:
-                return []
-            raise StopIteration
-        batch.live = self._run.live
-        return [batch]
+        if batch is not None:
+            return [batch]
+        if self._run.follow or not self._merge.ended:
+            return []
+        raise StopIteration
 
     def _forget(self, asked: Request) -> Batch:
         run = self._run
@@ -171,6 +183,8 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         return self._merge.forget(found.changes, found.taken, found.positions)
 
     def snapshot(self) -> Any:
+        self._intake.save(self._merge.number)
+        self._inputs.commit(self._merge.saved())
         return self._merge.state()
 
 
@@ -329,9 +343,20 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
     return run.guard(f"model {model.name}", build_one)
 
 
+def topics(run: Run) -> Callable[[Any], Any] | None:
+    """What makes the outputs that are topics, from what was saved of them; None when there are none."""
+    if not run.settings.sinks:
+        return None
+    from engine.outbox import Outbox  # the client is slow to import
+
+    names = {name: one.topic for name, one in run.settings.sinks.items()}
+    folder, pipeline, transactions = run.recovery.parent, run.graph.name, run.settings.transactions
+    return lambda state: Outbox(run.settings.kafka, names, folder, state, pipeline, transactions, run.stop)
+
+
 def _publish(run: Run) -> Callable[[Any], _Keep]:
     def build_one(state: Any) -> _Keep:
-        run.publish = mine = Publish(run.graph, run.out, state)
+        run.publish = mine = Publish(run.graph, run.out, state, run.settings.sinks, topics(run))
 
         def work(batch: Batch) -> list[Batch]:
             mine(batch)

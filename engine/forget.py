@@ -13,15 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from time import sleep
 
 import msgspec
 import numpy as np
 import orjson
 import polars as pl
 
-from engine.bind import partitions
+from engine.bind import Inputs
 from engine.graph import DELETED, Graph, Source
-from engine.merge import OFFSET_BITS, Chunk, Merge, Partition
+from engine.merge import OFFSET_BITS, Chunk, Merge
 from engine.settings import Settings
 from operators.delta import AT, BOOL, FLOAT, INT, POS, TIME, Delta, Ints, concat, empty, nulls, to_array
 from operators.operator import DefinitionError
@@ -160,29 +161,29 @@ class _Reading:
         self._late = _late(late, source.name)
         self.late = 0
 
-    def _parts(self) -> Sequence[Partition]:
-        return next(parts for s, parts in partitions(self._graph, self._settings, False) if s is self.source)
-
     def all(self, condition: pl.Expr) -> Delta:
         """All rows that meet the condition, as inserts, but late ones, which are counted in `late`."""
         source, found = self.source, [empty(self.source.messages)]
         self.late = 0
-        for i, partition in enumerate(self._parts()):
-            until, base = self.merge.handed_out(source.name, i)
-            late = np.array(sorted(self._late.get(partition.name, ())), np.int64)
-            while partition.position < until and (chunk := partition.read()) is not None:
-                self.tell(min(1.0, partition.position / until))
-                rows = _matching(source, chunk, condition, until, base)
-                never = np.isin(rows.pos - base, late)
-                self.late += int(never.sum())
-                found.append(rows.take(~never))
+        with Inputs(self._graph, self._settings, False, self.merge.beginnings(), again=True) as inputs:
+            parts = next(parts for s, parts in inputs.parts if s is source)
+            for (until, base), partition in zip(self.merge.handed_out(source.name), parts, strict=False):
+                late = np.array(sorted(self._late.get(partition.name, ())), np.int64)
+                while partition.position < until and not partition.ended:
+                    if (chunk := partition.read()) is None:
+                        sleep(0.001)  # it has not arrived yet
+                        continue
+                    self.tell(min(1.0, partition.position / until))
+                    rows = _matching(source, chunk, condition, until, base)
+                    never = np.isin(rows.pos - base, late)
+                    self.late += int(never.sum())
+                    found.append(rows.take(~never))
         return concat(found)
 
     def after(self, positions: Ints) -> Ints:
         """For each position of a row one that is behind all rows of its partition, and before those still to come."""
         last = {}
-        for i in range(len(self._parts())):
-            until, base = self.merge.handed_out(self.source.name, i)
+        for until, base in self.merge.handed_out(self.source.name):
             last[base >> OFFSET_BITS] = base + until - 1
         return np.array([last[p] for p in (positions >> OFFSET_BITS).tolist()], np.int64)
 

@@ -33,6 +33,20 @@ def least(marks: Mapping[str, int], names: Collection[str]) -> int:
     return min((marks[n] for n in names), default=BEGINNING)
 
 
+def contained(
+    roots: Collection[str],
+    passed: Collection[str],
+    watermark: Mapping[str, int],
+    held: Mapping[str, tuple[Mapping[str, int], int]],
+) -> dict[str, int]:
+    """The watermark of each root source that a relation contains: no more than the deferred views that it stands on.
+
+    passed: these views. held: for each deferred view the watermarks that it contains, and how much it waits with.
+    """
+    there = [held[h][0] for h in passed if h in held]
+    return {r: min([watermark[r], *(t[r] for t in there if r in t)]) for r in roots}
+
+
 def freshness(
     roots: Collection[str],
     inputs: Mapping[str, int],

@@ -21,6 +21,9 @@ from operators.operator import DefinitionError, Operator
 DELETED = "deleted"
 """The column by which a message says that its key is gone."""
 
+DEAD_LETTERS, LATE = EXTRA = "dead_letters", "late"
+"""The outputs that every pipeline has beside its sinks."""
+
 IMMEDIATE = Immediate()
 
 

@@ -4,7 +4,9 @@ Each partition is read in its own order. A row becomes *known* at the greatest e
 reached so far; partitions are merged by that, ties by rank (what others look up comes before what looks it up), then
 by the order within the partition. So no answer overtakes its question and no look-up misses what was known, and the
 order depends on the content of the partitions only, never on how they were cut into blocks. Rows are numbered in that
-order: `seq`. What has arrived after its partition had ended for the moment (a followed file) is taken as it comes.
+order: `seq`. What has arrived after its partition had ended for the moment (a followed file, a topic) is taken as it
+comes; so what each batch was made of is noted (`engine/intake.py`), and a run that was cut off makes the same batches
+again.
 
 Here, row by row, it is also decided which rows are late: behind the watermark of their partition (the greatest `at` so
 far; of an idle one, what was known `idle_after` ago) by more than the `lateness` of the source.
@@ -13,16 +15,17 @@ far; of an idle one, what was known `idle_after` ago) by more than the `lateness
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
 
 from engine.batch import Batch
 from engine.graph import DELETED, Source
+from engine.intake import Intake, Note
 from engine.scan import Records
 from engine.schedule import Due, Schedule
 from operators.delta import BEGINNING, NULL, Array, Columns, Delta, Ints, concat, empty, in_order
@@ -30,6 +33,19 @@ from operators.delta import BEGINNING, NULL, Array, Columns, Delta, Ints, concat
 _DAY = 86_400_000_000
 PARTITION_BITS, OFFSET_BITS = 12, 44
 """How a position is made: source number, partition number within the source, offset within the partition."""
+
+
+class Bad(NamedTuple):
+    """A record that became no row, and why; without a reason it asks for nothing, and is only counted.
+
+    key, time: what a topic tells of it beside its value, the time in milliseconds since 1970.
+    """
+
+    offset: int
+    reason: str
+    record: bytes
+    key: bytes | None = None
+    time: int | None = None
 
 
 @dataclass
@@ -41,8 +57,12 @@ class Chunk:
     at: Ints
     offset: Ints
     records: Records
-    bad: list[tuple[int, str, bytes]] = field(default_factory=list)
-    """(offset, reason, record), by offset; without a reason it is a record that asks for nothing, only counted"""
+    bad: list[Bad] = field(default_factory=list)
+    """By offset."""
+
+
+class MergeError(RuntimeError):
+    """A partition that is not what was read of it before; the text says which, and the cure."""
 
 
 class Partition(Protocol):
@@ -69,7 +89,7 @@ class Partition(Protocol):
         """Bytes there are, as far as known."""
 
     def read(self) -> Chunk | None:
-        """The next rows; None when nothing more is there now."""
+        """The next rows; None when nothing more is there now, or has not arrived yet."""
 
     def identity(self) -> Any:
         """What a resumed run compares to be sure that it reads the same thing; None when it cannot tell."""
@@ -78,35 +98,34 @@ class Partition(Protocol):
 class _Feed:
     """One partition in the merge: what was read and not yet handed out."""
 
-    def __init__(self, source: Source, number: int, partition: Partition, state: Any) -> None:
-        self.source = source
+    def __init__(self, source: Source, name: str, number: int, partition: Partition) -> None:
+        self.source, self.name = source, name
         self.base = number << OFFSET_BITS
         self.partition = partition
-        self.position = partition.position
-        self.watermark = BEGINNING
+        self.position = self.first = partition.position
+        self.watermark = self.newest = BEGINNING
         self.counts = {"rows": 0, "late": 0, "dead": 0, "skipped": 0}
-        if state is not None:
-            self.position, self.watermark, self.counts = state["position"], state["watermark"], dict(state["counts"])
-        self.newest = self.watermark
         self.columns = empty(source.messages).columns
         self.at = self.known = self.offset = np.empty(0, np.int64)
         self.records = Records.of([])
-        self.bad: list[tuple[int, str, bytes]] = []
+        self.bad: list[Bad] = []
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.position, self.first, self.counts = state["position"], state["first"], dict(state["counts"])
+        self.watermark = self.newest = state["watermark"]
 
     def __len__(self) -> int:
         return len(self.at)
 
-    def fill(self, clock: int) -> bool:
+    def fill(self) -> bool:
         """Read on. False: nothing more is there now."""
         if self.partition.ended or (chunk := self.partition.read()) is None:
             return False
         self.bad += chunk.bad
         if not len(chunk.at):
             return True
-        at = chunk.at
-        if (timeless := at == NULL).any():
-            at = np.where(timeless, max(clock, self.newest), at)
-        known = np.maximum(np.maximum.accumulate(at), self.newest)
+        at, timeless = chunk.at, chunk.at == NULL
+        known = np.maximum(np.maximum.accumulate(np.where(timeless, self.newest, at)), self.newest)
         self.newest = int(known[-1])
         columns = dict(chunk.columns)
         if not self.source.append_only:
@@ -121,8 +140,26 @@ class _Feed:
         self.columns, self.at, self.known = columns, at, known
         return True
 
-    def hand_out(self, n: int) -> tuple[Delta, Ints, Records]:
-        """The next n rows, what they become known at, and their records."""
+    def reaches(self, position: int) -> bool:
+        """Whether all before a position has been read; reads on for it. Raises `MergeError` when it is not there."""
+        while self.partition.position < position:
+            if self.partition.ended:
+                raise MergeError(
+                    f"source {self.source.name!r}: {self.partition.name!r} ends at {self.partition.position}, but it "
+                    f"was read up to {position} before the run was cut off; put back what was removed from it, or "
+                    "start again without the state and the outputs"
+                )
+            if not self.fill():
+                return False
+        return True
+
+    def after(self, n: int) -> int:
+        """The position behind the next n rows, and behind what follows them that is no row."""
+        return int(self.offset[n]) if n < len(self) else self.partition.position
+
+    def hand_out(self, position: int) -> tuple[Delta, Ints, Records]:
+        """The rows before a position, what they become known at, and their records."""
+        n = int(np.searchsorted(self.offset, position))
         delta = Delta(
             {name: c[:n] for name, c in self.columns.items()},
             np.ones(n, np.int64),
@@ -134,7 +171,7 @@ class _Feed:
         self.columns = {name: c[n:] for name, c in self.columns.items()}
         self.at, self.known, self.offset = self.at[n:], self.known[n:], self.offset[n:]
         self.records = self.records.take(slice(n, None))
-        self.position = int(self.offset[0]) if len(self.offset) else self.partition.position
+        self.position = position
         self.counts["rows"] += n
         return delta, known, records
 
@@ -142,37 +179,38 @@ class _Feed:
         """Dead letters before the position that has been reached."""
         if not self.bad:
             return []
-        ready = [b for b in self.bad if b[0] < self.position] if len(self) else self.bad
+        ready = [b for b in self.bad if b.offset < self.position]
         self.bad = self.bad[len(ready) :]
-        if not len(self):
-            self.position = self.partition.position
-        dead = [self._dead_letter(*b) for b in ready if b[1]]
+        dead = [self._dead_letter(b) for b in ready if b.reason]
         self.counts["dead"] += len(dead)
         self.counts["skipped"] += len(ready) - len(dead)
         return dead
 
-    def _dead_letter(self, offset: int, reason: str, record: bytes) -> bytes:
+    def _dead_letter(self, bad: Bad) -> bytes:
         line: dict[str, Any] = {
             "source": self.source.name,
             "partition": self.partition.name,
-            "position": offset,
-            "reason": reason,
+            "position": bad.offset,
+            "reason": bad.reason,
         }
-        try:
-            line["raw"] = record.decode()
-            return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-        except (UnicodeDecodeError, orjson.JSONEncodeError):
-            line.pop("raw", None)
-            line["raw_base64"] = base64.b64encode(record).decode()
-            return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        if bad.time is not None:
+            line["time"] = bad.time
+        for name, given in (("key", bad.key), ("raw", bad.record)):
+            if given is not None:
+                try:
+                    line[name] = given.decode()
+                    orjson.dumps(line[name])
+                except (UnicodeDecodeError, orjson.JSONEncodeError):
+                    line.pop(name, None)
+                    line[f"{name}_base64"] = base64.b64encode(given).decode()
+        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+    def begins(self) -> dict[str, Any]:
+        """What a run needs to read the same partition again from here."""
+        return {"position": self.position, "identity": self.partition.identity()}
 
     def state(self) -> dict[str, Any]:
-        return {
-            "position": self.position,
-            "watermark": self.watermark,
-            "counts": dict(self.counts),
-            "identity": self.partition.identity(),
-        }
+        return {**self.begins(), "first": self.first, "watermark": self.watermark, "counts": dict(self.counts)}
 
 
 class Merge:
@@ -181,7 +219,8 @@ class Merge:
     partitions: for each source its partitions, in a fixed order; sources in the order of declaration. rank: sources by
     which ties are broken, first the one that comes first. batch_rows: a batch ends at a multiple of this number of
     rows, where a deferred view is due, or where nothing more is there. until: rows known at or after it are left unread
-    (microseconds after midnight of the first day). dues: when each deferred view is due.
+    (microseconds after midnight of the first day). dues: when each deferred view is due. follow: the present matters
+    once all that was there has been read: `live`. intake: where batches are noted.
     """
 
     def __init__(
@@ -192,30 +231,58 @@ class Merge:
         until: int | None = None,
         state: Any = None,
         dues: Sequence[Due] = (),
+        follow: bool = False,
+        intake: Intake | None = None,
     ) -> None:
-        feeds = [
-            _Feed(
-                source,
-                (s << PARTITION_BITS) + i,
-                partition,
-                ((state or {}).get("feeds") or {}).get(f"{source.name}/{i}"),
-            )
-            for s, (source, several) in enumerate(partitions)
-            for i, partition in enumerate(several)
-        ]
-        self.names = [f"{source.name}/{i}" for source, several in partitions for i in range(len(several))]
-        self._by_name = dict(zip(self.names, feeds, strict=True))
-        self.feeds = sorted(feeds, key=lambda f: (rank.index(f.source.name), f.base))
         self.sources = [source for source, _ in partitions]
+        self._rank = {name: i for i, name in enumerate(rank)}
         self.batch_rows = batch_rows
         self.until = until
+        self.follow = follow
+        self.intake = intake
         self.schedule = Schedule(dues, [s.name for s in self.sources], state["schedule"] if state else None)
+        self.live = False
         self.number: int = state["number"] if state else 0
         self.seq: int = state["seq"] if state else 0
         self.clock: int = state["clock"] if state else BEGINNING
         self.began: int | None = state["began"] if state else None
         self.forgotten: dict[str, Ints] = dict(state["forgotten"]) if state else {}
-        self._known = np.empty(0, np.int64)
+        self.feeds: list[_Feed] = []
+        self._by_name: dict[str, _Feed] = {}
+        self._coming: dict[str, _Feed] = {}
+        self._joined: dict[str, Any] = {}
+        self._safe: dict[Partition, int] = {}
+        self._again: deque[Note] = deque() if intake is None else intake.again
+        for source, several in partitions:
+            for i, partition in enumerate(several):
+                self.add(source, i, partition)
+        if state is not None:
+            for name, one in state["feeds"].items():
+                self._coming[name].restore(one)
+            self._join(state["feeds"])
+        if not self._again:
+            self._join(list(self._coming))
+
+    def add(self, source: Source, number: int, partition: Partition) -> None:
+        """Read one more partition, the one of this number of its source, once what was noted has been made again."""
+        name = f"{source.name}/{number}"
+        self._coming[name] = _Feed(source, name, (self.sources.index(source) << PARTITION_BITS) + number, partition)
+
+    def saved(self) -> dict[Partition, int]:
+        """What each partition has been handed out up to, in the state that was saved last but one: it is safe."""
+        safe, self._safe = self._safe, {f.partition: f.position for f in self.feeds}
+        return safe
+
+    def _join(self, names: Iterable[str]) -> None:
+        """Let partitions take part. What joins later is no newer and no older than what its source has reached."""
+        reached = {f.source.name: self._least(f.source) for f in self.feeds}
+        for name in names:
+            feed = self._coming.pop(name)
+            if feed.watermark == BEGINNING:
+                feed.watermark = feed.newest = reached.get(feed.source.name, BEGINNING)
+            self._by_name[name] = feed
+            self._joined[name] = feed.begins()
+        self.feeds = sorted(self._by_name.values(), key=lambda f: (self._rank[f.source.name], f.base))
 
     @property
     def read(self) -> dict[str, int]:
@@ -240,9 +307,7 @@ class Merge:
     def idle(self) -> dict[str, bool]:
         """For each source whether it is behind by more than its `idle_after`."""
         return {
-            s.name: s.idle_after is not None
-            and self.clock > BEGINNING
-            and min((f.watermark for f in self.feeds if f.source is s), default=BEGINNING) < self.clock - s.idle_after
+            s.name: s.idle_after is not None and self.clock > BEGINNING and self._least(s) < self.clock - s.idle_after
             for s in self.sources
         }
 
@@ -258,14 +323,63 @@ class Merge:
             "forgotten": dict(self.forgotten),
         }
 
-    def next(self, now: int | None = None) -> Batch | None:
-        """The next batch; None when nothing more is there now.
+    @property
+    def again(self) -> bool:
+        """Whether batches are still to be made again."""
+        return bool(self._again)
 
-        now: the present, by which views become due while all partitions have ended for the moment.
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left of what is there now, but for what lies behind `until`."""
+        bound = self._bound()
+        return not self._again and all(
+            f.partition.ended and not len(f) if bound is None else f.partition.ended or f.newest >= bound
+            for f in self.feeds
+        )
+
+    def next(self, now: int | None = None) -> Batch | None:
+        """The next batch; None when nothing more is there now, or has not arrived yet.
+
+        now: the present, by which views become due while all partitions have ended for the moment. Raises `MergeError`.
         """
-        batch = self._next()
+        if self._again:
+            return self._noted()
+        if self._coming:
+            self._join(list(self._coming))
+        before = {name: feed.position for name, feed in self._by_name.items()}
+        note = Note(self.number + 1, present=self.schedule.present)
+        batch = self._next(note)
         if batch is None and now is not None and all(f.partition.ended for f in self.feeds):
-            return self._refreshing(self.schedule.idle(now), now)
+            batch = self._refreshing(self.schedule.idle(now), now)
+            note.clock, note.idle = now, True
+        self.live = self.live or (self.follow and self.ended)
+        if batch is None:
+            return None
+        note.live = batch.live = self.live
+        if self.intake is not None:
+            note.to = {name: f.position for name, f in self._by_name.items() if f.position != before[name]}
+            note.joined, self._joined = self._joined, {}
+            self.intake.note(note)
+        return batch
+
+    def _noted(self) -> Batch | None:
+        """The next of the batches that are made again; None when its rows have not arrived yet."""
+        note = self._again[0]
+        if joining := [name for name in note.joined if name in self._coming]:
+            self._join(joining)
+        if not all(self._by_name[name].reaches(position) for name, position in note.to.items()):
+            return None
+        self._again.popleft()
+        self.schedule.present = note.present
+        if note.clock is not None:
+            due = self.schedule.idle(note.clock) if note.idle else self.schedule.before(note.clock)
+            batch = self._refreshing(due, note.clock)
+        else:
+            self._begin([int(np.searchsorted(f.offset, note.to.get(f.name, 0))) for f in self.feeds])
+            batch = self._hand_out(note.to)
+        if batch is None or batch.number != note.number:
+            raise AssertionError(f"batch {note.number} was noted, and cannot be made again")
+        batch.live, self._joined = note.live, {}
         return batch
 
     @property
@@ -279,10 +393,14 @@ class Merge:
         """The positions of what was forgotten before."""
         return self.forgotten.get(source, np.empty(0, np.int64))
 
-    def handed_out(self, source: str, partition: int) -> tuple[int, int]:
-        """Of a partition: up to which offset its rows have been handed out, and what is added to make positions."""
-        feed = self._by_name[f"{source}/{partition}"]
-        return feed.position, feed.base
+    def beginnings(self) -> dict[str, Any]:
+        """What is needed to read all partitions again from where each was begun."""
+        return {name: {**feed.begins(), "position": feed.first} for name, feed in self._by_name.items()}
+
+    def handed_out(self, source: str) -> list[tuple[int, int]]:
+        """Of each partition: up to which offset its rows have been handed out, and what is added to make positions."""
+        feeds = [f for f in self._by_name.values() if f.source.name == source]
+        return [(f.position, f.base) for f in sorted(feeds, key=lambda f: f.base)]
 
     def forget(self, changes: Mapping[str, Delta], taken: Mapping[str, Ints], positions: Ints) -> Batch:
         """A batch of these changes of sources, which take back rows that were handed out, and refresh all views.
@@ -302,29 +420,35 @@ class Merge:
         self.number, self.seq = batch.number, self.seq + 1
         return batch
 
-    def _next(self) -> Batch | None:
+    def _next(self, note: Note) -> Batch | None:
         want = self.batch_rows - self.seq % self.batch_rows
         while True:
             ready = self._ready()
             if sum(ready) >= want or not self._fill(ready):
                 break
-        if self.began is None:
-            first = [
-                int(k[0])
-                for f, r in zip(self.feeds, ready, strict=True)
-                if len(k := f.known[:r][f.known[:r] > BEGINNING])
-            ]
-            self.began = min(first) // _DAY * _DAY if first else None
+        self._begin(ready)
         bound = self._bound()
         if bound is not None:
             ready = [min(r, int(np.searchsorted(f.known, bound))) for r, f in zip(ready, self.feeds, strict=True)]
         if firsts := [int(f.known[0]) for f, r in zip(self.feeds, ready, strict=True) if r]:
             clock = max(min(firsts), self.clock)
             if (batch := self._refreshing(self.schedule.before(clock), clock)) is not None:
+                note.clock = clock
                 return batch
-        horizon = self.horizon
-        first_seq = self.seq
-        taken, due = self._take(ready, want)
+        counts = self._choose(ready, want)
+        return self._hand_out({f.name: f.after(n) for f, n in zip(self.feeds, counts, strict=True)})
+
+    def _begin(self, ready: Sequence[int]) -> None:
+        """The first day is that of the first row whose time is known."""
+        if self.began is None:
+            known = [f.known[:n][f.known[:n] > BEGINNING] for f, n in zip(self.feeds, ready, strict=True)]
+            first = [int(k[0]) for k in known if len(k)]
+            self.began = min(first) // _DAY * _DAY if first else None
+
+    def _hand_out(self, to: Mapping[str, int]) -> Batch | None:
+        """A batch of the rows before these positions; None when there is nothing before them."""
+        horizon, first_seq = self.horizon, self.seq
+        taken, due = self._take(to)
         dead = [line for feed in self.feeds for line in feed.hand_out_bad()]
         if not taken and not dead:
             return None
@@ -367,62 +491,68 @@ class Merge:
             for f, r in zip(self.feeds, ready, strict=True)
             if not f.partition.ended and r == len(f) and (bound is None or f.newest < bound)
         ]
-        return sum(f.fill(self.clock) for f in waiting) > 0
+        return sum(f.fill() for f in waiting) > 0
 
     def _bound(self) -> int | None:
         if self.until is None or self.began is None:
             return None
         return self.began + self.until
 
+    def _least(self, source: Source) -> int:
+        return min((f.watermark for f in self.feeds if f.source is source), default=BEGINNING)
+
     def _reached(self, source: Source) -> int:
         """The watermark of a source: of its partitions the least one; an idle one does not count below its limit."""
-        marks = [f.watermark for f in self.feeds if f.source is source]
-        least = min(marks, default=BEGINNING)
         if source.at is None:
             return self.clock
+        least = self._least(source)
         return least if source.idle_after is None else max(least, self.clock - source.idle_after)
 
-    def _take(self, ready: Sequence[int], want: int) -> tuple[list[tuple[_Feed, Delta, list[bytes]]], list[str]]:
-        """Hand out so many rows at most; and the views that are due after them."""
+    def _choose(self, ready: Sequence[int], want: int) -> list[int]:
+        """How many of the rows of each feed to take: so many at most in all, and none behind where a view is due."""
         some = [(f, min(r, want)) for f, r in zip(self.feeds, ready, strict=True) if r]
         if not some:
-            return [], []
-        if len(some) == 1:
-            want, due = self._stop(some, some[0][0].known[: some[0][1]], None)
-            counts, ranks = [want], [np.arange(want)]
-        else:
-            known = np.concatenate([f.known[:n] for f, n in some])
+            return [0] * len(self.feeds)
+        known = np.concatenate([f.known[:n] for f, n in some])
+        whose = np.repeat(np.arange(len(some)), [n for _, n in some])
+        if len(some) > 1:
             order = np.argsort(known, kind="stable")[:want]
-            want, due = self._stop(some, known[order], order)
-            order = order[:want]
-            place = np.empty(sum(n for _, n in some), np.int64)
-            place[:] = want
-            place[order] = np.arange(len(order))
-            edges = np.cumsum([0, *(n for _, n in some)])
-            parts = [place[a:b] for a, b in pairwise(edges)]
-            counts = [int((p < want).sum()) for p in parts]
-            ranks = [p[:n] for p, n in zip(parts, counts, strict=True)]
-        handed = [(f, *f.hand_out(n), r) for (f, _), n, r in zip(some, counts, ranks, strict=True) if n]
-        total = sum(counts)
-        clock = np.full(total, self.clock)
-        for _, _, known, _, rank in handed:
-            clock[rank] = known
-        clock = np.maximum(np.maximum.accumulate(clock), self.clock)
-        done = [(f, *self._judge(f, d, known, records, rank, clock)) for f, d, known, records, rank in handed]
-        self.seq += total
+            known, whose = known[order], whose[order]
+        if self.schedule.dues:
+            clock = np.maximum(np.maximum.accumulate(known), self.clock)
+            whose = whose[: self.schedule.stop(clock, self._sources_of([f for f, _ in some])[whose], self.read)]
+        taken = dict(zip([f.name for f, _ in some], np.bincount(whose, minlength=len(some)).tolist(), strict=True))
+        return [taken.get(f.name, 0) for f in self.feeds]
+
+    def _sources_of(self, feeds: Sequence[_Feed]) -> Ints:
+        return np.array([self.sources.index(f.source) for f in feeds], np.int64)
+
+    def _take(self, to: Mapping[str, int]) -> tuple[list[tuple[_Feed, Delta, list[bytes]]], list[str]]:
+        """Hand out the rows before these positions, numbered; and the views that are due after them."""
+        read = self.read
+        handed = [(f, *f.hand_out(to[f.name])) for f in self.feeds if f.name in to]
+        handed = [(f, delta, known, records) for f, delta, known, records in handed if len(delta)]
+        if not handed:
+            return [], []
+        known = np.concatenate([k for _, _, k, _ in handed])
+        rank = order = np.arange(len(known))
+        if len(handed) > 1:
+            order = np.argsort(known, kind="stable")
+            rank = np.empty(len(known), np.int64)
+            rank[order] = np.arange(len(known))
+        clock = np.maximum(np.maximum.accumulate(known[order]), self.clock)
+        due: list[str] = []
+        if self.schedule.dues:
+            whose = np.repeat(self._sources_of([f for f, *_ in handed]), [len(d) for _, d, _, _ in handed])
+            due = self.schedule.take(clock, whose[order], read)
+        edges = np.cumsum([len(d) for _, d, _, _ in handed])[:-1]
+        done = [
+            (f, *self._judge(f, delta, k, records, mine, clock))
+            for (f, delta, k, records), mine in zip(handed, np.split(rank, edges), strict=True)
+        ]
+        self.seq += len(known)
         self.clock, self._known = int(clock[-1]), clock
         return done, due
-
-    def _stop(self, some: Sequence[tuple[_Feed, int]], known: Ints, order: Ints | None) -> tuple[int, list[str]]:
-        """How many of the rows to take, for a batch ends where a view is due; and which are due after them."""
-        if not self.schedule.dues:
-            return len(known), []
-        clock = np.maximum(np.maximum.accumulate(known), self.clock)
-        whose = np.repeat([self.sources.index(f.source) for f, _ in some], [m for _, m in some])
-        whose = whose[: len(known)] if order is None else whose[order]
-        read = self.read
-        n = self.schedule.stop(clock, whose, read)
-        return n, self.schedule.take(clock[:n], whose[:n], read)
 
     def _judge(
         self, feed: _Feed, delta: Delta, known: Ints, records: Records, rank: Ints, clock: Ints
@@ -434,6 +564,8 @@ class Merge:
             delta.at = np.maximum(delta.at, self.clock)
             feed.watermark = int(known[-1])
             return delta, []
+        if (timeless := delta.at == NULL).any():
+            delta.at = np.where(timeless, known, delta.at)
         mark = known
         if source.idle_after is not None:
             before = np.concatenate([[self.clock], clock[:-1]])[rank]
@@ -457,4 +589,4 @@ class Merge:
                 "watermark": iso[1],
             }
         )
-        return head[:-1] + b',"record":' + (record or b"null") + b"}\n"
+        return head[:-1] + b',"record":' + (record.replace(b"\n", b" ") or b"null") + b"}\n"

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
 
 from engine.batch import Batch
 from engine.encode import encode
-from engine.graph import Graph
+from engine.freshness import contained, least
+from engine.graph import DEAD_LETTERS, EXTRA, LATE, Graph, Sink
+from engine.messages import messages
+from engine.plan import roots
 from engine.sink import Files
+from operators.delta import Delta
 
-DEAD_LETTERS, LATE = "dead_letters", "late"
+Headers = list[tuple[str, bytes]]
 
 
-def outputs(graph: Graph) -> list[str]:
-    """The names of all output files of a pipeline."""
-    return [*graph.sinks, DEAD_LETTERS, LATE]
+def outputs(graph: Graph, topics: Collection[str] = ()) -> list[str]:
+    """The names of all outputs of a pipeline that are files. topics: those that are topics."""
+    return [name for name in [*graph.sinks, *EXTRA] if name not in topics]
+
+
+class Topics(Protocol):
+    """Outputs that are topics: see `engine.outbox`."""
+
+    def write(
+        self, name: str, keys: Sequence[bytes | None], values: Sequence[bytes | None], headers: Sequence[Headers]
+    ) -> None:
+        """Send messages."""
+
+    def flush(self, number: int) -> Any:
+        """Make all messages up to this batch durable; returns what is to be saved."""
+
+    def close(self) -> None:
+        """Let go of them."""
 
 
 class Publish:
@@ -23,21 +48,31 @@ class Publish:
 
     number: the last batch. rows: for each view (rows inserted, rows retracted). contained: for each source the
     watermark, read: the number of changes, of which every view contains all, but for those that come after a deferred
-    one. held: see `Batch`.
+    one. held: see `Batch`. sent: the sinks that are topics, and what takes their messages, made with its saved state.
     """
 
-    def __init__(self, graph: Graph, out: Path, state: Any = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        out: Path,
+        state: Any = None,
+        sent: Collection[str] = (),
+        topics: Callable[[Any], Topics] | None = None,
+    ) -> None:
         self.graph = graph
+        self._sent = frozenset(sent)
+        self._roots, self._holds = roots(graph), roots(graph, held=True)
         self.number = 0
         self.rows = dict.fromkeys(graph.views, (0, 0))
         self.contained: dict[str, int] = {}
         self.read: dict[str, int] = {}
         self.held: dict[str, tuple[dict[str, int], int]] = {}
         self.forgotten: dict[str, tuple[int, int]] = {}
-        lengths = None
+        lengths = offsets = None
         if state is not None:
-            self.number, self.rows, self.contained, self.read, self.held, lengths = state
-        self.files = Files(out, outputs(graph), lengths)
+            self.number, self.rows, self.contained, self.read, self.held, lengths, offsets = state
+        self.files = Files(out, outputs(graph, self._sent), lengths)
+        self.topics = None if topics is None else topics(offsets)
 
     def __call__(self, batch: Batch) -> None:
         """Take in a batch whose deltas are complete."""
@@ -48,16 +83,83 @@ class Publish:
             self.rows[name] = (before[0] + len(weight) - retracted, before[1] + retracted)
             if batch.forgotten is not None:
                 self.forgotten[name] = len(weight) - retracted, retracted
+        self.number, self.contained, self.read, self.held = batch.number, batch.watermark, batch.read, batch.held
         for sink in self.graph.sinks.values():
             for relation in sink.relations:
                 if len(delta := batch.deltas[relation]):
+                    if sink.name in self._sent:
+                        self._send(sink, relation, delta)
+                        continue
                     at = None if "at" in sink.schema else "at"
                     self.files.write(sink.name, encode(delta, sink.schema, at=at, weight="weight" not in sink.schema))
-        if batch.dead:
-            self.files.write(DEAD_LETTERS, b"".join(batch.dead))
-        if batch.late:
-            self.files.write(LATE, b"".join(batch.late))
-        self.number, self.contained, self.read, self.held = batch.number, batch.watermark, batch.read, batch.held
+        for name, lines in ((DEAD_LETTERS, batch.dead), (LATE, batch.late)):
+            if lines and name in self._sent and self.topics is not None:
+                self.topics.write(name, *_letters(lines))
+            elif lines:
+                self.files.write(name, b"".join(lines))
+
+    def _send(self, sink: Sink, relation: str, delta: Delta) -> None:
+        """The changes of a relation as messages."""
+        assert self.topics is not None
+        made = messages(delta, self.graph.views[relation].key, sink.schema)
+        mine = self._roots[relation]
+        frontier = least(contained(mine, self._holds[relation], self.contained, self.held), mine)
+        head = [
+            ("view", relation.encode()),
+            ("version", b"%d" % self.number),
+            ("frontier", orjson.dumps(np.datetime64(max(frontier, 0), "us"), option=_TIME).strip(b'"')),
+        ]
+        heads = {w: [*head, ("op", op)] for w, op in ((1, b"upsert"), (-1, b"delete"))}
+        headers = [heads[w] for w in made.rows.weight.tolist()]
+        if "model_version" in sink.schema:
+            versions = made.rows.columns["model_version"].tolist()
+            more = {v: [*heads[1], ("model_version", str(v).encode())] for v in set(versions)}
+            headers = [more[v] for v in versions]
+        self.topics.write(sink.name, made.keys, made.values, headers)
 
     def snapshot(self) -> Any:
-        return self.number, dict(self.rows), self.contained, self.read, self.held, self.files.flush()
+        offsets = None if self.topics is None else self.topics.flush(self.number)
+        return self.number, dict(self.rows), self.contained, self.read, self.held, self.files.flush(), offsets
+
+    def close(self) -> None:
+        """Close the files, and let go of the topics."""
+        self.files.close()
+        if self.topics is not None:
+            self.topics.close()
+
+
+_TIME = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
+
+
+def _letters(lines: Iterable[bytes]) -> tuple[list[bytes | None], list[bytes | None], list[Headers]]:
+    """Dead letters and late records as messages: the key and the value that they had, and where they come from."""
+    keys: list[bytes | None] = []
+    values: list[bytes | None] = []
+    headers: list[Headers] = []
+    for line in lines:
+        letter = orjson.loads(line)
+        keys.append(_bytes(letter, "key"))
+        values.append(_bytes(letter, "raw") if "reason" in letter else line.strip())
+        topic, _, partition = letter["partition"].rpartition("/")
+        reason = letter.get("reason", "late")
+        told = {
+            "source": letter["source"],
+            "source_topic": topic or letter["partition"],
+            "source_partition": partition if topic else "0",
+            "source_offset": letter["position"],
+            "source_timestamp": letter.get("time", ""),
+            "error_class": "late" if "reason" not in letter else "malformed" if _MALFORMED.match(reason) else "refused",
+            "error": reason,
+            "version": f"{letter['source']}/{letter['partition']}/{letter['position']}",
+        }
+        headers.append([(name, str(value).encode()) for name, value in told.items()])
+    return keys, values, headers
+
+
+_MALFORMED = re.compile("not JSON|bad utf-8|nested|begins with a byte order mark|record of ")
+
+
+def _bytes(letter: Mapping[str, Any], name: str) -> bytes | None:
+    if f"{name}_base64" in letter:
+        return base64.b64decode(letter[f"{name}_base64"])
+    return letter[name].encode() if name in letter else None

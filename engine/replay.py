@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,10 @@ def batches(graph: Graph, merge: Merge) -> Iterator[Batch]:
         return Settling(graph, step.hold, costs[step.hold.view], perf_counter)
 
     work = [kept_by(s) for s in steps(graph)]
-    while (batch := merge.next()) is not None:
+    while (batch := merge.next()) is not None or not merge.ended:
+        if batch is None:
+            sleep(0.001)  # what is there has not arrived yet
+            continue
         for apply in work:
             apply(batch)
         yield batch

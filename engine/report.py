@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from engine.flow import Run
-from engine.freshness import Freshness, freshness, least
+from engine.freshness import Freshness, contained, freshness, least
 from engine.graph import Graph, Model
 from engine.log import scan
 from engine.plan import roots
@@ -32,7 +32,7 @@ def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
     if merge is None:
         return {}
     made_of = roots(run.graph)
-    contained = (
+    reached = (
         publish.contained if publish is not None and publish.contained else dict.fromkeys(run.graph.sources, BEGINNING)
     )
     applied = publish.read if publish is not None else {}
@@ -41,9 +41,7 @@ def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
     found: dict[str, Freshness] = {}
 
     def contains(name: str) -> dict[str, int]:
-        """The watermarks that a relation contains: no more than the deferred views that it stands on."""
-        there = [held[h][0] for h in passed[name] if h in held]
-        return {r: min([contained[r], *(t[r] for t in there if r in t)]) for r in made_of[name]}
+        return contained(made_of[name], passed[name], reached, held)
 
     for name in run.graph.views:
         mine = made_of[name]

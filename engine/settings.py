@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 
@@ -19,19 +20,44 @@ else:
     import tomli as tomllib
 
 
+Format = Literal["rows", "changes", "debezium"]
+_KAFKA = "kafka://"
+
+
 class SettingsError(ValueError):
     """A setting that cannot be used; the text says which, what was found and what was expected."""
 
 
 class SourceSettings(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the changes of a source come from."""
+    """Where the changes of a source come from: files, or topics of Kafka."""
 
-    path: str | list[str]
+    path: str | list[str] | None = None
     """A file, a list of files or a pattern with '*'; each file is one partition, in the order of their names."""
-    format: Literal["rows", "changes", "debezium"] = "rows"
+    topic: str | list[str] | None = None
+    """A topic or a list of topics; a name that begins with '^' is a regular expression of topics."""
+    start: str | dict[str, int] = "earliest"
+    """Where a topic is begun: "earliest", "latest", a time such as "2024-01-01T00:00:00Z", or offsets by partition."""
+    format: Format = "rows"
     """"rows": each line an insert. "changes": lines with an `op` or `weight`. "debezium": change envelopes."""
     strict_columns: bool = False
     """Whether a record with a column that the schema does not know is a dead letter."""
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics and expressions that are given."""
+        return [self.topic] if isinstance(self.topic, str) else list(self.topic or [])
+
+    @property
+    def paths(self) -> list[str]:
+        """The files and patterns that are given."""
+        return [self.path] if isinstance(self.path, str) else list(self.path or [])
+
+
+class SinkSettings(msgspec.Struct, forbid_unknown_fields=True):
+    """Where an output goes that is not a file."""
+
+    topic: str
+    """A topic of Kafka."""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,6 +65,12 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     sources: dict[str, SourceSettings] = {}
     """By source name: where its changes come from."""
+    sinks: dict[str, SinkSettings] = {}
+    """By sink name (or `late`, `dead_letters`): where it goes, when not to a file."""
+    kafka: dict[str, Any] = {}
+    """Settings of the clients of Kafka, by the names of kafka-python; in the environment FRESHET_KAFKA_NAME."""
+    transactions: str = ""
+    """A topic of progress records; if given, what goes to topics becomes visible as each epoch's one transaction."""
     refresh: dict[str, str] = {}
     """By the name of a view or model: its refresh policy, instead of the one it was declared with."""
     epoch: str = "2s"
@@ -54,12 +86,16 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def load(
-    folder: Path, overrides: Mapping[str, Any], binds: Sequence[str] = (), refreshes: Sequence[str] = ()
+    folder: Path,
+    overrides: Mapping[str, Any],
+    binds: Sequence[str] = (),
+    refreshes: Sequence[str] = (),
+    sinks: Sequence[str] = (),
 ) -> Settings:
     """The settings in `folder`/freshet.toml, overridden by those given that are not None.
 
-    binds: further sources as "name=path" or "name=path,format". refreshes: further policies as "name=policy". Raises
-    `SettingsError`.
+    binds: further sources as "name=path" or "name=path,format"; a path can be kafka://HOST:PORT/TOPIC. refreshes:
+    further policies as "name=policy". sinks: further sinks as "name=kafka://HOST:PORT/TOPIC". Raises `SettingsError`.
     """
     path = folder / "freshet.toml"
     try:
@@ -69,23 +105,31 @@ def load(
         raise SettingsError(f"{path} is not valid TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise SettingsError(f"{path}: {str(error)[:1].lower()}{str(error)[1:]}") from None
-    for one in settings.sources.values():
-        paths = [one.path] if isinstance(one.path, str) else one.path
-        one.path = [str(folder / p) for p in paths]
+    for name, one in settings.sources.items():
+        if (one.path is None) == (one.topic is None):
+            raise SettingsError(f"{path}: sources.{name} has {_both(one)}; expected either path or topic")
+        _check_start(f"{path}: sources.{name}", one.start)
+        one.path = [str(folder / p) for p in one.paths] or None
     for name, value in overrides.items():
         if value is not None:
             setattr(settings, name, value)
     for bind in binds:
         name, equals, where = bind.partition("=")
-        file, _, form = where.partition(",")
-        if not equals or not name or not file:
-            raise SettingsError(f"--bind is {bind!r}; expected name=path or name=path,format")
-        if "://" in file:
-            raise SettingsError(f"--bind {name}: {file!r} is not a file; only files can be bound in this version")
-        form = form or (settings.sources[name].format if name in settings.sources else "rows")
-        if form not in ("rows", "changes", "debezium"):
+        place, form = _split(where)
+        if not equals or not name or not place:
+            raise SettingsError(
+                f"--bind is {bind!r}; expected name=path or name=kafka://HOST:PORT/TOPIC, or with ,format"
+            )
+        before = settings.sources.get(name)
+        form = form or (before.format if before is not None else "rows")
+        if form not in get_args(Format):
             raise SettingsError(f"--bind {name}: the format is {form!r}; expected 'rows', 'changes' or 'debezium'")
-        settings.sources[name] = SourceSettings(path=file, format=form)  # type: ignore[arg-type]
+        settings.sources[name] = SourceSettings(format=cast(Format, form), **_place(settings, place, f"--bind {name}"))
+    for sink in sinks:
+        name, equals, where = sink.partition("=")
+        if not equals or not name or not where.startswith(_KAFKA):
+            raise SettingsError(f"--sink is {sink!r}; expected name=kafka://HOST:PORT/TOPIC")
+        settings.sinks[name] = SinkSettings(**_place(settings, where, f"--sink {name}"))
     for given_refresh in refreshes:
         name, equals, policy = given_refresh.partition("=")
         if not equals or not name or not policy:
@@ -97,3 +141,47 @@ def load(
         if getattr(settings, name) < least:
             raise SettingsError(f"{name} is {getattr(settings, name)}; expected {least} or more")
     return settings
+
+
+def instant(text: str) -> datetime:
+    """A time such as "2024-01-01T00:00:00Z"; UTC unless it says. Raises `ValueError`."""
+    found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return found.replace(tzinfo=found.tzinfo or timezone.utc).astimezone(timezone.utc)
+
+
+def _check_start(what: str, start: str | dict[str, int]) -> None:
+    if isinstance(start, str) and start not in ("earliest", "latest"):
+        try:
+            instant(start)
+        except ValueError:
+            raise SettingsError(
+                f"{what}: start is {start!r}; expected 'earliest', 'latest', a time such as '2024-01-01T00:00:00Z', or "
+                "an offset for each partition, such as { 0 = 120, 1 = 7 }"
+            ) from None
+
+
+def _both(one: SourceSettings) -> str:
+    return "neither path nor topic" if one.path is None else "both path and topic"
+
+
+def _split(where: str) -> tuple[str, str]:
+    """A place and a format; commas are also between the brokers and topics of a place."""
+    place, comma, form = where.rpartition(",")
+    if not comma or (place.startswith(_KAFKA) and form not in get_args(Format)):
+        return where, ""
+    return place, form
+
+
+def _place(settings: Settings, place: str, what: str) -> dict[str, Any]:
+    """The settings that a place on the command line stands for."""
+    if "://" not in place:
+        return {"path": place}
+    brokers, _, topic = place.removeprefix(_KAFKA).partition("/")
+    if not place.startswith(_KAFKA) or not topic:
+        raise SettingsError(f"{what}: {place!r} is no place; expected a path or kafka://HOST:PORT/TOPIC")
+    if brokers:
+        other = settings.kafka.get("bootstrap_servers", brokers)
+        if other != brokers and other != brokers.split(","):
+            raise SettingsError(f"{what}: the broker is {brokers!r}, but others are at {other!r}; expected one cluster")
+        settings.kafka["bootstrap_servers"] = brokers
+    return {"topic": topic.split(",") if what.startswith("--bind") else topic}

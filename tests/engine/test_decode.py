@@ -467,3 +467,53 @@ def test_epochs(unit: str, number: int) -> None:
 def test_an_unknown_format() -> None:
     with pytest.raises(ValueError, match="the format is 'csv': expected 'rows', 'changes' or 'debezium'"):
         Decoder(shape(), "csv")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["rows", "changes", "debezium"])
+@pytest.mark.parametrize(
+    ("key", "row"),
+    [
+        (b'{"id": 7}', 7),
+        (b'{"schema": {"type": "struct"}, "payload": {"id": 7}}', 7),
+        (b"7", 7),
+        (b"seven", "`int`, got `str` - at `$.id`"),
+        (b'{"other": 7}', "null key: `id` is missing"),
+        (b'{"id": null}', "null key: `id` is null"),
+        (b"\xff", "bad utf-8 at byte 0"),
+        (None, "neither a key nor a value"),
+    ],
+)
+def test_a_tombstone_deletes_its_key(form: Any, key: bytes | None, row: Any) -> None:
+    shape = Shape("s", {"id": INT, "name": STRING}, ("id",), None, {}, False, frozenset({"id"}), 0, 0)
+    value = b'{"id": 1}' if form != "debezium" else b'{"op": "c", "after": {"id": 1}}'
+    got = Decoder(shape, form).decode(Records.of([value, b"", value]), [(1, key)])
+    if isinstance(row, int):
+        assert got.columns["id"].tolist() == [1, row, 1]
+        assert got.columns["name"].tolist() == [None] * 3
+        assert got.deleted.tolist() == [False, True, False]
+        assert got.at.tolist() == [NULL] * 3
+        assert (got.bad, got.skipped) == ([], 0)
+    else:
+        assert got.index.tolist() == [0, 2]
+        ((number, reason),) = got.bad
+        assert number == 1
+        assert row in reason
+
+
+def test_tombstones_of_text_keys_and_of_several_columns() -> None:
+    text = Shape("s", {"id": STRING}, ("id",), None, {}, False, frozenset({"id"}), 0, 0)
+    keys = [b"N102", b'"N102"', b'{"id": "N102"}', b"102", b"true", b""]
+    got = Decoder(text).decode(Records.of([b""] * 6), list(enumerate(keys)))
+    assert got.columns["id"].tolist() == ["N102", "N102", "N102", "102", "true", ""]
+    both = Shape("s", {"a": INT, "b": INT}, ("a", "b"), None, {}, False, frozenset({"a", "b"}), 0, 0)
+    got = Decoder(both).decode(Records.of([b""] * 2), [(0, b'{"b": 2, "a": 1, "more": 3}'), (1, b"1")])
+    assert (got.columns["a"].tolist(), got.columns["b"].tolist()) == ([1], [2])
+    assert got.bad == [(1, "a tombstone whose key is 1: expected an object of a, b")]
+
+
+def test_a_tombstone_of_an_append_only_source() -> None:
+    shape = Shape("s", {"id": INT}, ("id",), None, {}, True, frozenset({"id"}), 0, 0)
+    got = Decoder(shape).decode(Records.of([b""]), [(0, b"1")])
+    assert got.bad == [(0, "a tombstone, but source 's' takes only inserts: declare append_only=False")]
+    got = Decoder(shape, "debezium").decode(Records.of([b""]), [(0, b"1")])
+    assert (got.bad, got.skipped) == ([], 1)

@@ -1,0 +1,113 @@
+"""What each batch was made of, noted before anything follows from it.
+
+What arrives while a run is live is handed out as it comes, views fall due by the clock, partitions appear: a run that
+goes on after a crash would cut its batches otherwise, and what it had already published to a place that cannot be cut
+back would not be what follows now. So a note of each batch goes to a file, and a resumed run makes the same batches
+again, up to the last one that was noted.
+
+A note is written before its batch is published. It survives the death of the process; after a power failure the last
+ones may be missing, and then what follows anew may differ from what was published.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from operators.delta import BEGINNING
+
+
+class IntakeError(RuntimeError):
+    """Notes that do not belong to the saved state; the text says what is missing, and the cure."""
+
+
+class Note(msgspec.Struct, omit_defaults=True):
+    """What a batch was made of.
+
+    number: of the batch. to: the position that each partition reached with it, where it moved. joined: what the
+    partitions are, and where they begin, that are read from this batch on. clock: of a batch without changes, the time
+    at which views were due; idle: because nothing was there to read. present: as in `Schedule`, before this batch.
+    live: as in `Batch`.
+    """
+
+    number: int
+    to: dict[str, int] = {}
+    joined: dict[str, Any] = {}
+    clock: int | None = None
+    idle: bool = False
+    present: int = BEGINNING
+    live: bool = False
+
+
+class Intake:
+    """The notes in a folder, in files that begin where the state was saved.
+
+    saved: the last batch that the saved state contains. again: what was noted behind it, to be made again; taken out
+    by whoever does. Raises `IntakeError`.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> intake = Intake(folder, 0)
+    >>> intake.note(Note(1, {"orders/0": 7}))
+    >>> intake.note(Note(2, {"orders/0": 9}))
+    >>> [n.to for n in Intake(folder, saved=1).again]
+    [{'orders/0': 9}]
+    """
+
+    def __init__(self, folder: Path, saved: int) -> None:
+        self._folder = folder
+        self._saved = saved
+        self._file: BinaryIO | None = None
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.again: deque[Note] = deque()
+        last = saved
+        for path in self._files():
+            *lines, cut_off = path.read_bytes().split(b"\n")
+            if cut_off:
+                os.truncate(path, path.stat().st_size - len(cut_off))
+            for line in lines:
+                note = _NOTE.decode(line)
+                if note.number > saved:
+                    if note.number != last + 1:
+                        raise IntakeError(
+                            f"{str(path)!r} goes on with batch {note.number} where {last + 1} was expected, so the "
+                            "state is not the one that was saved last; restore the whole directory from one backup, or "
+                            "start again without the state and the outputs"
+                        )
+                    self.again.append(note)
+                    last = note.number
+
+    def note(self, note: Note) -> None:
+        """Note a batch."""
+        if self._file is None:
+            self._file = (self._folder / f"{note.number:015d}.jsonl").open("ab", buffering=0)
+        self._file.write(_ENCODE(note) + b"\n")
+
+    def save(self, number: int) -> None:
+        """The state is being saved with this batch as its last; the one saved before is safe now."""
+        if number == self._saved:
+            return
+        paths = self._files()
+        for path, following in pairwise(paths):
+            if int(following.stem) <= self._saved + 1:
+                path.unlink()
+        self._saved = number
+        self.close()
+
+    def close(self) -> None:
+        """The next note begins a file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*.jsonl"))
+
+
+_NOTE = msgspec.json.Decoder(Note)
+_ENCODE = msgspec.json.Encoder().encode
