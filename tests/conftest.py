@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,5 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [r for r in terminalreporter.stats.get("skipped", ()) if isinstance(r.longrepr, tuple)]
     reasons = [r.longrepr[2].removeprefix("Skipped: ") for r in reports]
-    reasons = [r.removeprefix(NOT_RUN) for r in reasons if r.startswith(NOT_RUN)]
-    if reasons:
-        terminalreporter.write_line(f"{len(reasons)} tests with Kafka were not run: {reasons[0]}", yellow=True)
+    for reason, times in Counter(r.removeprefix(NOT_RUN) for r in reasons if r.startswith(NOT_RUN)).items():
+        terminalreporter.write_line(f"{times} tests with Kafka were not run: {reason}", yellow=True)

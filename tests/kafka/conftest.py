@@ -10,20 +10,17 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient
 
-from deploy.broker.broker import Broker, MissingError, jars, java
+from deploy.broker.broker import Broker, jars, java
+from tests.kafka.needs import needs
 
 Topic = Callable[..., str]
 
 
 def prepared(folder: Path | str) -> Broker:
-    """A broker that can be started. Without what it needs the test is skipped; in CI that is a failure."""
-    try:
+    """A broker that can be started."""
+    with needs():
         java()
         jars()
-    except MissingError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(f"Kafka: {error}; or set KAFKA_BOOTSTRAP")
     return Broker(folder)
 
 
