@@ -3,12 +3,13 @@ SHELL := /bin/sh
 BIN := .venv/bin
 STAMP := .venv/.installed
 DAYS ?=
+PORT ?= 9092
 
-.PHONY: help setup run compare test check format lint types bench clean
+.PHONY: help setup run compare kafka kafka-status kafka-stop test check format lint types bench clean
 
 help: ## Print this help
 	@printf 'Freshet: streaming incremental view maintenance for machine learning\n\n'
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@printf '\nThe first of these to be run sets up a virtual environment in .venv (Python 3.10 to 3.12).\n'
 
 setup: $(STAMP) ## Set up the virtual environment only
@@ -44,6 +45,15 @@ run: $(STAMP) ## Stream the real flights of 2013 (DAYS=14: only the first days)
 
 compare: $(STAMP) ## Compare refresh policies on the first 45 days of the flights (about 2 minutes; DAYS=14 for less)
 	@$(BIN)/freshet compare examples/flights --model late --second-costs 10 --days $(or $(DAYS),45) --out out/flights/compare.html
+
+kafka: $(STAMP) ## Start a Kafka broker on this machine (Java 17 and Maven; PORT=9093: another port)
+	@$(BIN)/python -m deploy.broker start --port $(PORT)
+
+kafka-status: $(STAMP) ## Say whether that broker answers, and where
+	@$(BIN)/python -m deploy.broker status
+
+kafka-stop: $(STAMP) ## Stop it; what it holds is kept in .cache/kafka
+	@$(BIN)/python -m deploy.broker stop
 
 test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal

@@ -1,0 +1,3 @@
+from deploy.broker.broker import main
+
+main()
