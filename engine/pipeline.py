@@ -256,7 +256,7 @@ class Pipeline(Graph):
         self._check(name, policy, made)
         key = tuple(relation.key)
         for step in steps:
-            key = getattr(step, "result_key", key)
+            key = step.key(key)
         view = View(name, schema, key if all(k in schema for k in key) else (), policy)
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view

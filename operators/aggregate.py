@@ -96,6 +96,9 @@ class Aggregate(Operator):
     def keys(self) -> tuple[tuple[str, ...], ...]:
         return (self.by,)
 
+    def key(self, key: tuple[str, ...]) -> tuple[str, ...]:
+        return self.by
+
     @property
     def definition(self) -> dict[str, Any]:
         return {"by": list(self.by), "reductions": {n: r.definition for n, r in self.reductions}}

@@ -89,6 +89,9 @@ class Latest(Operator):
     def forgets(self) -> bool:
         return self.keep is not None
 
+    def key(self, key: tuple[str, ...]) -> tuple[str, ...]:
+        return self.by
+
     @property
     def definition(self) -> dict[str, Any]:
         return {"by": list(self.by), "order": self.order, "keep": self.keep}

@@ -75,6 +75,10 @@ class Operator(abc.ABC):
     def schema(self, inputs: Sequence[Schema]) -> Schema:
         """The columns of the result. Raises `DefinitionError`."""
 
+    def key(self, key: tuple[str, ...]) -> tuple[str, ...]:
+        """What tells the rows of the result apart, when `key` does it with those of the first input."""
+        return key
+
     def horizon(self, bound: int, inserts: bool = False) -> int:
         """Below which event time the result changes no more when no input row with `at` below `bound` comes any more.
 

@@ -1,0 +1,99 @@
+"""From topics to topics: the views equal a from-scratch recompute, nothing is lost or doubled, whatever happens."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.world import SINKS, World, judge, read, send
+from tests.flow.running import command, environment, freshet
+
+Topic = Callable[..., str]
+BANK = Path(__file__).parents[1] / "chaos" / "bank" / "pipeline.py"
+
+
+class Bank:
+    """The bank in a folder, bound to topics of its own."""
+
+    def __init__(self, folder: Path, bootstrap: str, topic: Topic, more: str = "") -> None:
+        self.folder, self.bootstrap = folder, bootstrap
+        self.inputs = {name: topic(n) for name, n in (("transfers", 3), ("verdicts", 2), ("accounts", 1))}
+        self.outputs = {name: topic(2) for name in SINKS}
+        (folder / "pipeline.py").write_text(BANK.read_text())
+        lines = ['epoch = "200ms"', "port = 0", more, "[kafka]", f'bootstrap_servers = "{bootstrap}"']
+        for name, t in self.inputs.items():
+            lines += [f"[sources.{name}]", f'topic = "{t}"']
+        for name, t in self.outputs.items():
+            lines += [f"[sinks.{name}]", f'topic = "{t}"']
+        (folder / "freshet.toml").write_text("\n".join(lines))
+
+    def run(self, *more: str) -> subprocess.CompletedProcess[str]:
+        return freshet("run", self.folder, *more, cwd=self.folder)
+
+    @contextmanager
+    def running(self, *more: str) -> Iterator[subprocess.Popen[str]]:
+        """A run that follows, as a process of its own, which is dead afterwards."""
+        line = command("run", self.folder, "--follow", "--quiet", *more)
+        with subprocess.Popen(line, cwd=self.folder, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def judge(self):  # type: ignore[no-untyped-def]
+        return judge(self.bootstrap, self.inputs, self.outputs)
+
+
+@pytest.fixture
+def bank(tmp_path: Path, bootstrap: str, topic: Topic) -> Bank:
+    return Bank(tmp_path, bootstrap, topic)
+
+
+def test_the_views_in_topics_equal_a_recompute(bank: Bank) -> None:
+    world = World(1)
+    for _ in range(3):
+        send(bank.bootstrap, bank.inputs, world.happen(700))
+        done = bank.run()
+        assert done.returncode == 0, done.stderr
+    verdict = bank.judge()
+    assert verdict.clean, verdict
+    assert verdict.messages > 2000
+    again = bank.run()
+    assert again.returncode == 0
+    assert bank.judge().messages == verdict.messages, "nothing new, nothing said"
+
+
+def until(process: subprocess.Popen[str], reached: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something while a process lives."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("transactions", [False, True])
+def test_killed_again_and_again_nothing_is_lost_or_doubled(
+    tmp_path: Path, bootstrap: str, topic: Topic, transactions: bool
+) -> None:
+    more = f'transactions = "{topic(1, cleanup_policy="compact")}"' if transactions else ""
+    bank, world, chance = Bank(tmp_path, bootstrap, topic, more), World(2), random.Random(3)
+    for _ in range(5):
+        with bank.running() as process:
+            before = len(read(bootstrap, bank.outputs["features"]))
+            send(bank.bootstrap, bank.inputs, world.happen(300))
+            until(process, lambda before=before: len(read(bootstrap, bank.outputs["features"])) > before)
+            send(bank.bootstrap, bank.inputs, world.happen(200))
+            time.sleep(chance.random() / 2)
+            process.kill()
+    done = bank.run()
+    assert done.returncode == 0, done.stderr
+    verdict = bank.judge()
+    assert verdict.clean, verdict
+    assert verdict.changes >= 2500
