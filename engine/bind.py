@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from engine.decode import Decoder, Shape
@@ -147,6 +148,11 @@ class Inputs:
         """Tell where topics need not be read again, for whoever wants to know."""
         if self._topics is not None:
             self._topics.commit({p: at for p, at in positions.items() if not isinstance(p, File)})
+
+    @property
+    def silent(self) -> float:
+        """Seconds since a broker last answered."""
+        return 0.0 if self._topics is None else monotonic() - self._topics.heard
 
     def close(self) -> None:
         """End the thread that reads topics."""

@@ -14,7 +14,7 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from threading import Thread
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import orjson
 import typer
@@ -31,6 +31,7 @@ from engine.graph import Model
 from engine.intake import IntakeError
 from engine.large import LargeStateError
 from engine.log import LogError, as_of, logs, scan
+from engine.logs import Form, Log, Watch
 from engine.metrics import serve
 from engine.model import ModelError
 from engine.page import page
@@ -38,7 +39,7 @@ from engine.pipeline import Pipeline
 from engine.policy import parse
 from engine.publish import outputs
 from engine.recovery import State, StateError, claim
-from engine.report import figures, history
+from engine.report import figures, history, readiness, standing
 from engine.settings import Settings, SettingsError, instant, load
 from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
 from engine.sink import begin
@@ -141,7 +142,14 @@ def run(
     follow: Annotated[bool, typer.Option("--follow", help="Go on reading when a file grows, until stopped.")] = False,
     bind: Annotated[
         list[str] | None,
-        typer.Option(help="Where a source comes from: name=path or name=path,format.", show_default=False),
+        typer.Option(
+            help="Where a source comes from: name=path or name=kafka://HOST:PORT/TOPIC, or with ,format.",
+            show_default=False,
+        ),
+    ] = None,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(help="Where a sink goes instead of a file: name=kafka://HOST:PORT/TOPIC.", show_default=False),
     ] = None,
     refresh: RefreshOption = None,
     workers: Annotated[
@@ -158,18 +166,25 @@ def run(
         int | None, typer.Option(help="Serve /metrics on 127.0.0.1; 0: not. [default: 9310]", show_default=False)
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+    log: Annotated[
+        str | None,
+        typer.Option(help="Say what happens as text or json, without a progress bar. [default: text with --follow]"),
+    ] = None,
 ) -> None:
     """Run a pipeline: to the end of its files, or for ever with --follow.
 
     Stopped at any moment, by a signal or a crash, the same command goes on where it was: no change is lost or doubled.
     """
+    if log not in (None, "text", "json"):
+        _fail(f"--log is {log!r}; expected 'text' or 'json'", 2)
     p, folder = _opened(pipeline)
     given = {"workers": workers, "shards": shards, "batch_rows": batch_rows, "epoch": epoch, "port": port}
-    settings, out, held = _claimed(p, folder, out, state, given, bind, refresh)
+    settings, out, held = _claimed(p, folder, out, state, given, bind, refresh, sinks=sink)
     _warn(p)
     until = None if days is None else int(days * 86_400_000_000)
     live = Run(p, settings, out, held.recovery, follow, until, lambda: time.time_ns() // 1000 if follow else None)
-    _go(live, held, settings, quiet)
+    form = cast(Form, log or ("text" if follow and not quiet else "none"))
+    _go(live, held, settings, quiet or log is not None, Log(form, lambda: time.time_ns() // 1000))
 
 
 def _claimed(
@@ -181,11 +196,12 @@ def _claimed(
     bind: list[str] | None,
     refresh: list[str] | None,
     forget: list[str] | None = None,
+    sinks: list[str] | None = None,
 ) -> tuple[Settings, Path, State]:
     """The settings of a run, where its outputs go, and the state, held for it."""
     out, state = out or Path("out") / folder.resolve().name, state or Path("state") / folder.resolve().name
     try:
-        settings = load(folder, given, bind or [], refresh or [])
+        settings = load(folder, given, bind or [], refresh or [], sinks or [])
         set_policies(p, settings)
         asked = None if forget is None else request(p, forget).where
         if p.prepare is not None and not bind:
@@ -230,24 +246,37 @@ def _ended(failed: list[FlowError], held: State, cure: str) -> None:
         _fail(str(failed[0]) if code == 3 else f"{failed[0]} ({cure})", code)
 
 
-def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
+def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log) -> None:
     def stop(number: int, frame: object) -> None:
         live.stop.set()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    server = serve(settings.port, lambda: (figures(live, live.now()), live.live)) if settings.port else None
-    if server is not None and live.follow and not quiet:
-        errors.print(f"metrics: http://127.0.0.1:{server.server_address[1]}/metrics", highlight=False)
+    server = None
+    if settings.port:
+        server = serve(settings.port, lambda: (figures(live, live.now()), live.live), lambda: readiness(live))
     began = time.monotonic()
+    log.say(
+        "starts",
+        pipeline=live.graph.name,
+        version=metadata.version("freshet"),
+        sources=" ".join(f"{name}:{settings.sources[name].place}" for name in live.graph.sources),
+        sinks=" ".join(f"{n}:{settings.sinks[n].topic if n in settings.sinks else 'file'}" for n in live.graph.sinks),
+        state="new" if held.fresh else "resumed",
+        epoch=settings.epoch,
+        metrics="none" if server is None else f"http://127.0.0.1:{server.server_address[1]}/metrics",
+    )
     thread, failed = _begin(live)
-    _watch(live, thread, quiet)
+    _watch(live, thread, quiet, log)
     if server is not None:
         server.shutdown()
+    if failed:
+        log.say("failed", "error", reason=str(failed[0]))
     _ended(failed, held, "what was saved is kept: run the same command again once the cause is gone")
     seconds = time.monotonic() - began
     final = figures(live, None)
+    log.say("stopped" if live.stop.is_set() else "done", changes=final["changes"], seconds=round(seconds, 1))
     final["outputs"] = {
         **{n: str(live.out / f"{n}.jsonl") for n in outputs(live.graph, settings.sinks)},
         **{n: f"topic {one.topic}" for n, one in settings.sinks.items()},
@@ -259,8 +288,13 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool) -> None:
         console.print(summary_of(live.graph, final, seconds, stopped=live.stop.is_set()))
 
 
-def _watch(live: Run, thread: Thread, quiet: bool) -> None:
-    """Show progress until the flow ends."""
+_LEAVE = 8.0
+"""Seconds for which a run that is to stop waits for brokers that do not answer."""
+
+
+def _watch(live: Run, thread: Thread, quiet: bool, log: Log) -> None:
+    """Show progress, and say what happens, until the flow ends."""
+    watch, left = Watch(log), None
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -277,6 +311,12 @@ def _watch(live: Run, thread: Thread, quiet: bool) -> None:
         began = time.monotonic()
         while thread.is_alive():
             thread.join(0.2)
+            watch.look(standing(live))
+            if live.stop.is_set() and live.silent > 1:
+                left = left or time.monotonic()
+                if time.monotonic() - left > _LEAVE:
+                    log.say("stopped without an answer of a broker: what was not saved is done again", "error")
+                    os._exit(1)
             if (merge := live.merge) is None:
                 continue
             changes = sum(merge.read.values())
@@ -425,7 +465,10 @@ def forget(
     state: StateOption = None,
     bind: Annotated[
         list[str] | None,
-        typer.Option(help="Where a source comes from: name=path or name=path,format.", show_default=False),
+        typer.Option(
+            help="Where a source comes from: name=path or name=kafka://HOST:PORT/TOPIC, or with ,format.",
+            show_default=False,
+        ),
     ] = None,
     refresh: RefreshOption = None,
     shards: Annotated[int | None, typer.Option(help="Parts of keyed state. [default: 1]", show_default=False)] = None,
@@ -488,7 +531,10 @@ def compare(
     ] = None,
     bind: Annotated[
         list[str] | None,
-        typer.Option(help="Where a source comes from: name=path or name=path,format.", show_default=False),
+        typer.Option(
+            help="Where a source comes from: name=path or name=kafka://HOST:PORT/TOPIC, or with ,format.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:

@@ -105,6 +105,13 @@ class Run:
         return self.merge is not None and self.merge.live
 
     @property
+    def silent(self) -> float:
+        """Seconds for which brokers have not answered."""
+        reading = 0.0 if self.inputs is None else self.inputs.silent
+        topics = None if self.publish is None else self.publish.topics
+        return max(reading, 0.0 if topics is None else topics.silent)
+
+    @property
     def large(self) -> Path:
         """Where large states lie."""
         return self.recovery.with_name("large")

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+import orjson
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -174,10 +175,12 @@ class _Collector:
         return made.values()
 
 
-def serve(port: int, look: Callable[[], tuple[dict[str, Any], bool]]) -> ThreadingHTTPServer:
-    """Serve `/metrics` and `/healthz` on 127.0.0.1 in a thread of its own; the next free port when `port` is taken.
+def serve(
+    port: int, look: Callable[[], tuple[dict[str, Any], bool]], ready: Callable[[], tuple[bool, dict[str, Any]]]
+) -> ThreadingHTTPServer:
+    """Serve `/metrics`, `/healthz` and `/readyz` on 127.0.0.1 in a thread of its own; a free port when `port` is taken.
 
-    look: gives the figures and whether the run is live.
+    look: gives the figures and whether the run is live. ready: whether it does its work, and what to tell of that.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(look))
@@ -188,10 +191,12 @@ def serve(port: int, look: Callable[[], tuple[dict[str, Any], bool]]) -> Threadi
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 status, kind, body = 200, CONTENT_TYPE_LATEST, generate_latest(registry)
-            elif self.path == "/healthz":
-                status, kind, body = 200, "text/plain; charset=utf-8", b"ok\n"
+            elif self.path in ("/healthz", "/readyz"):
+                good, told = ready()
+                status, kind = 200 if good or self.path == "/healthz" else 503, "application/json"
+                body = orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
             else:
-                status, kind, body = 404, "text/plain; charset=utf-8", b"not found; try /metrics or /healthz\n"
+                status, kind, body = 404, "text/plain; charset=utf-8", b"not found; try /metrics, /healthz or /readyz\n"
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))

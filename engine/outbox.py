@@ -181,6 +181,8 @@ class Outbox:
                 self._patient()
             except kafka_errors.MessageSizeTooLargeError as error:
                 raise SinkError(f"a message for topic {place.topic!r} is too large: {told(error)}") from None
+        if not self._sent:
+            self._heard = monotonic()
         self._sent.append(_Sent(place, message, future))
 
     def _settle(self, most: int) -> None:
@@ -234,6 +236,11 @@ class Outbox:
         for one in self._state.values():
             for i, end in enumerate(one["ends"]):
                 one["ends"][i] = max(end, self._acked.get(TopicPartition(one["topic"], i), 0))
+
+    @property
+    def silent(self) -> float:
+        """Seconds for which messages have been waiting for an answer."""
+        return monotonic() - self._heard if self._sent else 0.0
 
     def flush(self, number: int) -> Any:
         """Make all that was sent up to this batch durable, and with transactions visible; returns the state."""

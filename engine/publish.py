@@ -36,6 +36,10 @@ class Topics(Protocol):
     ) -> None:
         """Send messages."""
 
+    @property
+    def silent(self) -> float:
+        """Seconds for which messages have been waiting for an answer."""
+
     def flush(self, number: int) -> Any:
         """Make all messages up to this batch durable; returns what is to be saved."""
 

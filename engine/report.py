@@ -12,6 +12,7 @@ from engine.flow import Run
 from engine.freshness import Freshness, contained, freshness, least
 from engine.graph import Graph, Model
 from engine.log import scan
+from engine.logs import SILENT
 from engine.plan import roots
 from engine.versions import Versions, taken_back
 from operators.delta import BEGINNING
@@ -107,6 +108,34 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
         "views": views,
         "steps": {name: {"keys": keys, "bytes": held} for name, (keys, held) in sizes.items()},
         "models": {name: m.figures() for name, m in run.models.items()},
+    }
+
+
+def standing(run: Run) -> dict[str, Any]:
+    """How a run stands, in few words: see `engine.logs.Watch`."""
+    versions = {}
+    for name, model in dict(run.models).items():
+        if (told := model.keeper.figures()).get("refreshes") is not None:
+            versions[name] = {"serving": told["version"], **told["refreshes"]}
+    return {
+        "live": run.live,
+        "silent": run.silent,
+        "dead": run.merge.counts("dead") if run.merge is not None else {},
+        "versions": versions,
+    }
+
+
+def readiness(run: Run) -> tuple[bool, dict[str, Any]]:
+    """Whether a run does its work, and what is to be told of that."""
+    began = run.merge is not None and run.publish is not None
+    silent = run.silent
+    phase = "starting" if not began else "live" if run.live else "backfill"
+    good = began and silent < SILENT and run.failed is None
+    return good, {
+        "pipeline": run.graph.name,
+        "ready": good,
+        "phase": phase,
+        "brokers": "answer" if silent < SILENT else f"silent for {silent:.0f} s",
     }
 
 

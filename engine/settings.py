@@ -48,6 +48,11 @@ class SourceSettings(msgspec.Struct, forbid_unknown_fields=True):
         return [self.topic] if isinstance(self.topic, str) else list(self.topic or [])
 
     @property
+    def place(self) -> str:
+        """In few words: "orders,returns" are topics, "2 files" are files."""
+        return ",".join(self.topics) or f"{len(self.paths)} file{'s' if len(self.paths) != 1 else ''}"
+
+    @property
     def paths(self) -> list[str]:
         """The files and patterns that are given."""
         return [self.path] if isinstance(self.path, str) else list(self.path or [])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Event, Thread
 from time import monotonic
 from typing import Any, NamedTuple
@@ -164,7 +164,9 @@ class Topics:
         self._looked = monotonic()
         self._missing: dict[str, float] = {}
         self._consumer = consumer(settings, max_poll_records=500, group_id=settings.get("group_id", group))
-        self._ends = _whole_batches(self._consumer)
+        self.heard = monotonic()
+        """When a broker last answered, or nothing was asked."""
+        self._ends = _whole_batches(self._consumer, self._hear)
         self._cluster = self._consumer._cluster
         self._cluster.need_all_topic_metadata = any(n.startswith("^") for w in wanted for n in w.names)
         try:
@@ -179,6 +181,9 @@ class Topics:
             raise
         self._thread = Thread(target=self._read, name="topics", daemon=True)
         self._thread.start()
+
+    def _hear(self) -> None:
+        self.heard = monotonic()
 
     def check(self) -> None:
         """Raises what stopped the reading thread."""
@@ -305,6 +310,7 @@ class Topics:
                 if monotonic() - self._looked > 1:
                     self._look()
                 if not self._steer():
+                    self._hear()
                     self._woken.wait(0.05)
                     self._woken.clear()
                     continue
@@ -442,14 +448,16 @@ class _Whole(Fetcher.PartitionRecords):  # type: ignore[misc]
         return not len(record)
 
 
-def _whole_batches(consumer: KafkaConsumer) -> dict[TopicPartition, int]:
+def _whole_batches(consumer: KafkaConsumer, hear: Callable[[], None]) -> dict[TopicPartition, int]:
     """Let a consumer hand out batches, which takes a tenth of the time; where what is committed ends, kept up to date.
+
+    hear: called for each answer of a broker.
 
     This reaches into kafka-python 3.0, to whose minor version the project is tied for it.
     """
     ends: dict[TopicPartition, int] = {}
     fetcher = consumer._fetcher
-    parse = fetcher._parse_fetched_data
+    parse, answered = fetcher._parse_fetched_data, fetcher._handle_fetch_response
 
     def parsed(completed: Any) -> Any:
         data = completed.partition_data
@@ -457,5 +465,9 @@ def _whole_batches(consumer: KafkaConsumer) -> dict[TopicPartition, int]:
             ends[completed.topic_partition] = max(data.last_stable_offset, 0)
         return parse(completed)
 
-    fetcher.PartitionRecords, fetcher._parse_fetched_data = _Whole, parsed
+    def heard(*answer: Any) -> Any:
+        hear()
+        return answered(*answer)
+
+    fetcher.PartitionRecords, fetcher._parse_fetched_data, fetcher._handle_fetch_response = _Whole, parsed, heard
     return ends
