@@ -28,10 +28,11 @@ class Batch:
     number: counts batches from 1. deltas: by source or node name. watermark: for each source the event time below which
     no change is expected any more, after this batch. horizon: for each source the event time below which no change is
     accepted any more, from this batch on. Both also for what deferred views wait with. read: for each source how many
-    changes have been read, this batch included. first, last: the `seq` of its first and its last change; without
-    changes of the one that comes next. clock: when the first became known; without changes the time at which views are
-    due. known: when each change became known, by `seq`. live: whether the present is being followed. due: the views
-    that are refreshed with what is known after this batch. refreshed: those of them for which anything was pending.
+    changes have been read, this batch included; counts: how many records were late, dead or skipped. first, last: the
+    `seq` of its first and its last change; without changes of the one that comes next. clock: when the first became
+    known; without changes the time at which views are due. known: when each change became known, by `seq`. live:
+    whether the present is being followed. due: the views that are refreshed with what is known after this batch.
+    refreshed: those of them for which anything was pending.
     held: for each deferred view the watermarks of its sources that it contains, and how many changes it waits with.
     dead, late: lines for these outputs. forgotten: positions of source rows that are to be forgotten; None when nothing
     is.
@@ -53,6 +54,7 @@ class Batch:
     dead: list[bytes] = field(default_factory=list)
     late: list[bytes] = field(default_factory=list)
     forgotten: Ints | None = None
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def full(self) -> frozenset[str]:

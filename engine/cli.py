@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from engine.bind import Inputs, check_bindings, check_lags, set_policies
+from engine.cluster import supervise
 from engine.compare import compare as compare_policies
 from engine.erase import finish
 from engine.export import export as write
-from engine.flow import FlowError, Run
+from engine.flow import FlowError, Published, Run
 from engine.forget import request
 from engine.graph import Model
 from engine.intake import IntakeError
@@ -155,6 +156,20 @@ def run(
     workers: Annotated[
         int | None, typer.Option(help="Threads that run the dataflow. [default: 1]", show_default=False)
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes that run the dataflow. [default: 1]", show_default=False)
+    ] = None,
+    addresses: Annotated[
+        str | None,
+        typer.Option(
+            help="Of processes on several machines, which share the state directory: HOST:PORT;HOST:PORT.",
+            show_default=False,
+        ),
+    ] = None,
+    process_id: Annotated[
+        int, typer.Option(help="Which of --addresses this process is, from 0 on.", min=0, show_default=False)
+    ] = 0,
+    held: Annotated[int | None, typer.Option(hidden=True)] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of keyed state. [default: 1]", show_default=False)] = None,
     batch_rows: Annotated[
         int | None, typer.Option(help="Most rows in a batch. [default: 4000]", show_default=False)
@@ -178,13 +193,35 @@ def run(
     if log not in (None, "text", "json"):
         _fail(f"--log is {log!r}; expected 'text' or 'json'", 2)
     p, folder = _opened(pipeline)
-    given = {"workers": workers, "shards": shards, "batch_rows": batch_rows, "epoch": epoch, "port": port}
-    settings, out, held = _claimed(p, folder, out, state, given, bind, refresh, sinks=sink)
+    given = {
+        "workers": workers,
+        "processes": processes,
+        "shards": shards,
+        "batch_rows": batch_rows,
+        "epoch": epoch,
+        "port": port,
+    }
+    where = [] if addresses is None else addresses.split(";")
+    if where and process_id >= len(where):
+        _fail(
+            f"--process-id is {process_id}, but --addresses are {len(where)}; expected less, for they count from 0", 2
+        )
+    settings, out, mine = _claimed(
+        p, folder, out, state, given, bind, refresh, None, sink, held is None and not process_id
+    )
+    if settings.processes > 1 and not where:
+        code = supervise(settings.processes, sys.argv[1:])
+        mine.release()
+        raise typer.Exit(code)
     _warn(p)
     until = None if days is None else int(days * 86_400_000_000)
-    live = Run(p, settings, out, held.recovery, follow, until, lambda: time.time_ns() // 1000 if follow else None)
+    live = Run(p, settings, out, mine.recovery, follow, until, lambda: time.time_ns() // 1000 if follow else None)
+    if where:
+        live.process, live.addresses = process_id, where
+        live.published = Published(mine.folder / "published")
+        settings.port += process_id if settings.port else 0
     form = cast(Form, log or ("text" if follow and not quiet else "none"))
-    _go(live, held, settings, quiet or log is not None, Log(form, lambda: time.time_ns() // 1000))
+    _go(live, mine, settings, quiet or log is not None or bool(where), Log(form, lambda: time.time_ns() // 1000), held)
 
 
 def _claimed(
@@ -197,8 +234,9 @@ def _claimed(
     refresh: list[str] | None,
     forget: list[str] | None = None,
     sinks: list[str] | None = None,
+    alone: bool = True,
 ) -> tuple[Settings, Path, State]:
-    """The settings of a run, where its outputs go, and the state, held for it."""
+    """The settings of a run, where its outputs go, and the state, held for it unless another process holds it."""
     out, state = out or Path("out") / folder.resolve().name, state or Path("state") / folder.resolve().name
     try:
         settings = load(folder, given, bind or [], refresh or [], sinks or [])
@@ -209,11 +247,10 @@ def _claimed(
                 p.prepare(folder)
         check_bindings(p, settings)
         check_lags(p, settings)
-        return (
-            settings,
-            out,
-            claim(state, p.name, p.definition(), settings.shards, out, outputs(p, settings.sinks), asked),
-        )
+        if not alone:
+            return settings, out, State.shared(state)
+        names = outputs(p, settings.sinks)
+        return settings, out, claim(state, p.name, p.definition(), settings.shards, out, names, asked)
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
     except StateError as error:
@@ -246,7 +283,7 @@ def _ended(failed: list[FlowError], held: State, cure: str) -> None:
         _fail(str(failed[0]) if code == 3 else f"{failed[0]} ({cure})", code)
 
 
-def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log) -> None:
+def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, parent: int | None = None) -> None:
     def stop(number: int, frame: object) -> None:
         live.stop.set()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -268,13 +305,15 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log) -> No
         metrics="none" if server is None else f"http://127.0.0.1:{server.server_address[1]}/metrics",
     )
     thread, failed = _begin(live)
-    _watch(live, thread, quiet, log)
+    _watch(live, thread, quiet, log, parent)
     if server is not None:
         server.shutdown()
     if failed:
         log.say("failed", "error", reason=str(failed[0]))
     _ended(failed, held, "what was saved is kept: run the same command again once the cause is gone")
     seconds = time.monotonic() - began
+    if live.publish is None:  # another process has it
+        return
     final = figures(live, None)
     log.say("stopped" if live.stop.is_set() else "done", changes=final["changes"], seconds=round(seconds, 1))
     final["outputs"] = {
@@ -292,8 +331,8 @@ _LEAVE = 8.0
 """Seconds for which a run that is to stop waits for brokers that do not answer."""
 
 
-def _watch(live: Run, thread: Thread, quiet: bool, log: Log) -> None:
-    """Show progress, and say what happens, until the flow ends."""
+def _watch(live: Run, thread: Thread, quiet: bool, log: Log, parent: int | None) -> None:
+    """Show progress, and say what happens, until the flow ends. parent: the process without which it ends, too."""
     watch, left = Watch(log), None
     columns = (
         SpinnerColumn(),
@@ -312,6 +351,8 @@ def _watch(live: Run, thread: Thread, quiet: bool, log: Log) -> None:
         while thread.is_alive():
             thread.join(0.2)
             watch.look(standing(live))
+            if parent not in (None, os.getppid()):
+                os._exit(1)
             if live.stop.is_set() and live.silent > 1:
                 left = left or time.monotonic()
                 if time.monotonic() - left > _LEAVE:

@@ -15,7 +15,8 @@ crash all three are restored to the same moment.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -52,6 +53,24 @@ _CAP = 200
 """Batches in flight at most: bytewax has no back-pressure between workers within an epoch."""
 
 
+class Published:
+    """The number of the last batch that was published, for the process that reads. path: where processes share it."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._number = 0
+        self._file = None if path is None else os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def set(self, number: int) -> None:
+        self._number = number
+        if self._file is not None:
+            os.pwrite(self._file, number.to_bytes(8, "little"), 0)
+
+    def get(self) -> int:
+        if self._file is not None:
+            self._number = int.from_bytes(os.pread(self._file, 8, 0), "little")
+        return self._number
+
+
 class FlowError(RuntimeError):
     """A step failed; the text names the step, the cause is the error."""
 
@@ -62,7 +81,8 @@ class Run:
 
     forget: it forgets what is asked for, and reads nothing new. found: what that was; share: how much of the present
     source has been searched.
-    now: the present in microseconds; None in a run to the end, whose clock is the data.
+    now: the present in microseconds; None in a run to the end, whose clock is the data. process: which of those at
+    these addresses this one is; alone without addresses.
     """
 
     graph: Graph
@@ -72,6 +92,9 @@ class Run:
     follow: bool = False
     until: int | None = None
     now: Callable[[], int | None] = lambda: None
+    process: int = 0
+    addresses: Sequence[str] = ()
+    published: Published = field(default_factory=Published)
     stop: Event = field(default_factory=Event)
     inputs: Inputs | None = None
     merge: Merge | None = None
@@ -123,10 +146,14 @@ class Run:
             cli_main(  # type: ignore[no-untyped-call]
                 build(self),
                 workers_per_process=self.settings.workers,
+                process_id=self.process if self.addresses else None,
+                addresses=list(self.addresses) or None,
                 epoch_interval=timedelta(microseconds=microseconds(self.settings.epoch, "epoch")),
                 recovery_config=RecoveryConfig(self.recovery, None),  # type: ignore[no-untyped-call]
             )
         except BaseException as error:  # bytewax also raises panics, which are no Exceptions
+            if self.failed is None and self.addresses:
+                raise FlowError("another process failed, or is gone") from error
             step, cause = self.failed or ("the dataflow", error)
             raise FlowError(f"{step}: {type(cause).__name__}: {cause}") from cause
         finally:
@@ -160,15 +187,14 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         )
         self._next = run.guard("reading", self._merge.next)
         self._find = run.guard("searching for what is to be forgotten", self._forget)
-        self._began = self._merge.number
+        run.published.set(self._merge.number)
 
     def next_batch(self) -> Iterable[Batch]:
         if self._run.stop.is_set() or self._run.found is not None:
             raise StopIteration
         if self._run.forget is not None and not self._merge.again:
             return [self._find(self._run.forget)]
-        done = self._run.publish.number if self._run.publish is not None else self._began
-        if self._merge.number - done >= _CAP:
+        if self._merge.number - self._run.published.get() >= _CAP:
             return []
         for source, number, partition in self._inputs.appeared():
             self._merge.add(source, number, partition)
@@ -367,6 +393,7 @@ def _publish(run: Run) -> Callable[[Any], _Keep]:
 
         def work(batch: Batch) -> list[Batch]:
             mine(batch)
+            run.published.set(batch.number)
             return []
 
         return _Keep(run.guard("publish", work), run.guard("publish: save", mine.snapshot))

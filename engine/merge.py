@@ -35,6 +35,9 @@ PARTITION_BITS, OFFSET_BITS = 12, 44
 """How a position is made: source number, partition number within the source, offset within the partition."""
 
 
+_COUNTED = ("late", "dead", "skipped")
+
+
 class Bad(NamedTuple):
     """A record that became no row, and why; without a reason it asks for nothing, and is only counted.
 
@@ -356,6 +359,7 @@ class Merge:
         if batch is None:
             return None
         note.live = batch.live = self.live
+        batch.counts = {what: self.counts(what) for what in _COUNTED}
         if self.intake is not None:
             note.to = {name: f.position for name, f in self._by_name.items() if f.position != before[name]}
             note.joined, self._joined = self._joined, {}
@@ -380,6 +384,7 @@ class Merge:
         if batch is None or batch.number != note.number:
             raise AssertionError(f"batch {note.number} was noted, and cannot be made again")
         batch.live, self._joined = note.live, {}
+        batch.counts = {what: self.counts(what) for what in _COUNTED}
         return batch
 
     @property

@@ -52,7 +52,9 @@ class Publish:
 
     number: the last batch. rows: for each view (rows inserted, rows retracted). contained: for each source the
     watermark, read: the number of changes, of which every view contains all, but for those that come after a deferred
-    one. held: see `Batch`. sent: the sinks that are topics, and what takes their messages, made with its saved state.
+    one. held, counts: see `Batch`.
+
+    sent: the sinks that are topics, and what takes their messages, made with its saved state.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Publish:
         self.read: dict[str, int] = {}
         self.held: dict[str, tuple[dict[str, int], int]] = {}
         self.forgotten: dict[str, tuple[int, int]] = {}
+        self.counts: dict[str, dict[str, int]] = {}
         lengths = offsets = None
         if state is not None:
             self.number, self.rows, self.contained, self.read, self.held, lengths, offsets = state
@@ -88,6 +91,7 @@ class Publish:
             if batch.forgotten is not None:
                 self.forgotten[name] = len(weight) - retracted, retracted
         self.number, self.contained, self.read, self.held = batch.number, batch.watermark, batch.read, batch.held
+        self.counts = batch.counts
         for sink in self.graph.sinks.values():
             for relation in sink.relations:
                 if len(delta := batch.deltas[relation]):

@@ -36,6 +36,11 @@ class State:
         self.fresh = fresh
         self._lock = lock
 
+    @classmethod
+    def shared(cls, folder: Path) -> State:
+        """The directory that another process of the same run holds."""
+        return cls(folder, (folder / "lock").open("a"), fresh=False)
+
     def forgotten(self) -> None:
         """What was to be forgotten is."""
         (self.folder / FORGET).unlink(missing_ok=True)

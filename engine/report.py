@@ -30,14 +30,14 @@ def instant(us: int | None) -> str | None:
 def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
     """How fresh each view is. now: the present in microseconds; None in a replay, whose clock is the data."""
     merge, publish = run.merge, run.publish
-    if merge is None:
+    if merge is None and publish is None:
         return {}
     made_of = roots(run.graph)
     reached = (
         publish.contained if publish is not None and publish.contained else dict.fromkeys(run.graph.sources, BEGINNING)
     )
     applied = publish.read if publish is not None else {}
-    read, marks = merge.read, merge.watermark
+    read, marks = (merge.read, merge.watermark) if merge is not None else (applied, reached)
     passed, held = roots(run.graph, held=True), publish.held if publish is not None else {}
     found: dict[str, Freshness] = {}
 
@@ -49,7 +49,9 @@ def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
         node = run.graph.nodes.get(name)
         given = _inputs(run.graph, name) if node is not None else []
         inputs = {i: least(contains(i), made_of[i]) for i in given}
-        pending = sum(read[r] - applied.get(r, 0) for r in mine) + sum(held[h][1] for h in passed[name] if h in held)
+        pending = sum(read.get(r, 0) - applied.get(r, 0) for r in mine) + sum(
+            held[h][1] for h in passed[name] if h in held
+        )
         found[name] = freshness(mine, inputs, contains(name), marks, pending, now)
     return found
 
@@ -64,9 +66,11 @@ def _inputs(graph: Graph, view: str) -> list[str]:
 def figures(run: Run, now: int | None) -> dict[str, Any]:
     """Every figure of a run, as JSON values."""
     graph, merge, publish = run.graph, run.merge, run.publish
-    read = merge.read if merge else dict.fromkeys(graph.sources, 0)
-    counts = {w: merge.counts(w) if merge else dict.fromkeys(graph.sources, 0) for w in ("late", "dead", "skipped")}
-    marks, idle = (merge.watermark, merge.idle()) if merge else ({}, {})
+    none = dict.fromkeys(graph.sources, 0)
+    told = publish.counts if publish is not None else {}
+    counts = {w: merge.counts(w) if merge else told.get(w, none) for w in ("late", "dead", "skipped")}
+    read = merge.read if merge else (publish.read if publish is not None else {}) or none
+    marks, idle = (merge.watermark, merge.idle()) if merge else (publish.contained if publish is not None else {}, {})
     sizes: dict[str, list[int]] = {}
     for shard in run.shards:
         for name, (keys, held) in shard.sizes().items():
@@ -127,7 +131,7 @@ def standing(run: Run) -> dict[str, Any]:
 
 def readiness(run: Run) -> tuple[bool, dict[str, Any]]:
     """Whether a run does its work, and what is to be told of that."""
-    began = run.merge is not None and run.publish is not None
+    began = run.merge is not None and run.publish is not None if not run.addresses else run.failed is None
     silent = run.silent
     phase = "starting" if not began else "live" if run.live else "backfill"
     good = began and silent < SILENT and run.failed is None

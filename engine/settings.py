@@ -85,7 +85,9 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     shards: int = 1
     """Into how many parts keyed state is cut; fixed while state is kept."""
     workers: int = 1
-    """Threads that run the dataflow."""
+    """Threads that run the dataflow, in each process."""
+    processes: int = 1
+    """Processes that run the dataflow."""
     port: int = 9310
     """Where `/metrics` is served on the loopback address; 0 for not at all."""
 
@@ -142,7 +144,7 @@ def load(
                 f"--refresh is {given_refresh!r}; expected name=policy, such as \"features=deferred(every='1h')\""
             )
         settings.refresh[name] = policy
-    for name, least in (("batch_rows", 1), ("shards", 1), ("workers", 1), ("port", 0)):
+    for name, least in (("batch_rows", 1), ("shards", 1), ("workers", 1), ("processes", 1), ("port", 0)):
         if getattr(settings, name) < least:
             raise SettingsError(f"{name} is {getattr(settings, name)}; expected {least} or more")
     return settings

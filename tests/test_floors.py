@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.__main__",),
     ("engine.cli",),
-    ("engine.report", "engine.erase"),
+    ("engine.report", "engine.erase", "engine.cluster"),
     ("engine.flow",),
     ("engine.forget",),
     ("engine.outbox",),
