@@ -45,7 +45,7 @@ from engine.query import Queried
 from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
 from engine.spec import ModelSpec, asks_probabilities, guarded, prediction_schema
 from engine.student import Judge, ModelError, Reading, guesser, values
-from engine.training import MemoryLog, Training, column, from_log, of_rows
+from engine.training import MemoryLog, Training, column, examples, from_log, of_rows
 from engine.versions import Versions
 from operators.delta import FLOAT, INT, STRING, Columns, Delta, Ints, concat, empty, is_null
 
@@ -176,17 +176,17 @@ class KeptModel:
 
         @cache
         def rest() -> Delta:
-            others = as_of(of_rows(log, positions, others=True)).with_columns(pl.lit(1, INT).alias(WEIGHT))
-            return from_log(others.sort(SEQ, maintain_order=True).collect(), self.spec)[0]
+            others = of_rows(log, positions, others=True).collect()
+            return examples(*from_log(others, self.spec))[0]
 
-        examples, how = len(as_of(told.lazy(), seq=seq - 1).collect()), "had learnt none of them"
+        lost, how = len(as_of(told.lazy(), seq=seq - 1).collect()), "had learnt none of them"
         if len(told):
             held = {self.training.position(q): q for q in self.examples.answered()}
             how = self.keeper.forget(Erased(told, change, rest, held), seq, clock)
             if self._naive is not None:
                 self._naive.forget(frozenset(gone), rest())
         self._refresh(seq)
-        self.forgotten = {"examples": examples, "how": how}
+        self.forgotten = {"examples": lost, "how": how}
         out, self._told = self._told, []
         return concat([empty(self.training.schema), *out])
 

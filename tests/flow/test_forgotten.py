@@ -1,0 +1,129 @@
+"""What `freshet forget` leaves, in small pipelines that are cut off, asked and looked into at every point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from engine.bind import set_policies
+from engine.erase import finish
+from engine.flow import Run
+from engine.forget import request
+from engine.publish import outputs
+from engine.recovery import claim
+from engine.settings import load
+from engine.versions import Versions
+from tests.flow.running import cards, run_here
+from tests.flow.test_forget import holding
+
+SECRET = "nobody-else-has-this"
+
+DECLARED = """
+import polars as pl
+from river import linear_model, preprocessing
+import operators as op
+from engine import Pipeline, deferred, immediate, on_query
+from engine.learners import Ridge, NaiveBayes
+
+p = Pipeline("small")
+asked = p.source("asked", key="id", at="at", lateness="1m", erasable=True, epoch={"at": "s"},
+    schema={"id": int, "who": str, "a": float, "at": pl.Datetime})
+told = p.source("told", key="id", at="at", lateness="1m", append_only=False, epoch={"at": "s"},
+    schema={"id": int, "y": float, "word": str, "at": pl.Datetime})
+people = p.table("people", key="who", at="at", lateness="1m", epoch={"at": "s"},
+    schema={"who": str, "town": str, "at": pl.Datetime})
+questions = p.view("questions", asked, op.where(pl.col("id") >= 0))
+"""
+
+T0 = 1_700_000_000
+
+
+class Small:
+    """A pipeline of questions, answers and a table, over rows that a test gives; `at` counts seconds."""
+
+    def __init__(self, folder: Path, declared: str) -> None:
+        self.folder, self.state, self.out = folder, folder / "state", folder / "out"
+        folder.mkdir()
+        (folder / "pipeline.py").write_text(DECLARED + declared)
+        (folder / "freshet.toml").write_text(
+            'epoch = "1s"\nport = 0\n'
+            + "".join(f'[sources.{n}]\npath = "{n}.jsonl"\nformat = "changes"\n' for n in ("asked", "told", "people"))
+        )
+        for name in ("asked", "told", "people"):
+            (folder / f"{name}.jsonl").touch()
+
+    def add(self, source: str, *rows: dict[str, Any]) -> None:
+        with (self.folder / f"{source}.jsonl").open("ab") as file:
+            for row in rows:
+                file.write(orjson.dumps({**row, "at": T0 + row["at"]}) + b"\n")
+
+    def ask(self, first: int, n: int, who: str = "x", at: int | None = None, told: bool = True, **more: Any) -> None:
+        """Questions of these numbers, one a second, each answered two seconds later."""
+        at = first if at is None else at
+        self.add("asked", *({"id": first + i, "who": who, "a": float(i % 7), "at": at + i} for i in range(n)))
+        if told:
+            answer = {"op": "insert", "word": "w", **more}
+            self.add("told", *({"id": first + i, "y": 2.0 * (i % 7), "at": at + i + 2, **answer} for i in range(n)))
+
+    def run(self) -> Run:
+        return run_here(cards(self.folder), self.folder, self.out, self.state)
+
+    def forget(self, *what: str, remove: bool = False, cut: bool = False) -> dict[str, Any]:
+        """As the command does. cut: before what follows the run."""
+        p, settings = cards(self.folder), load(self.folder, {})
+        set_policies(p, settings)
+        asked = request(p, what)
+        held = claim(self.state, p.name, p.definition(), 1, self.out, outputs(p), asked.where)
+        try:
+            run = Run(p, settings, self.out, held.recovery, forget=asked)
+            run.run()
+            if cut:
+                return {}
+            report = finish(run, remove)
+            held.forgotten()
+            return report
+        finally:
+            held.release()
+
+    def rows(self, sink: str) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in (self.out / f"{sink}.jsonl").open("rb")]
+
+    def holding(self, what: str = SECRET) -> list[str]:
+        return holding(self.state, what.encode())
+
+    def versions(self, model: str) -> Versions:
+        return Versions(self.state / "models" / model)
+
+
+ONLINE = """
+later = p.view("later", told, op.project("id", "y"), refresh=deferred(every="30s"))
+m = p.model("m", questions, answers=later, label="y", features=["a"], wait="1h", refresh=immediate(),
+    learner=preprocessing.StandardScaler() | linear_model.LinearRegression(), advance="{advance}", naive=True)
+p.sink("m", m.predictions)
+"""
+
+
+@pytest.mark.parametrize(("advance", "off"), [("answers", 0.0), ("questions", 0.15)])
+def test_what_cannot_unlearn_learns_the_others_as_it_did(tmp_path: Path, advance: str, off: float) -> None:
+    """Its examples in the order of their answers, though several became known at once; and its scaler, too."""
+    said = []
+    for forgets in (True, False):
+        here = Small(tmp_path / str(forgets), ONLINE.replace("{advance}", advance))
+        for k in range(0, 200, 20):
+            here.ask(k, 20, told=False)
+            answers = [{"op": "insert", "id": k + i, "y": 2.0 * (i % 7), "at": k + 25} for i in range(19, -1, -1)]
+            here.add("told", *answers)
+        if forgets:
+            here.ask(300, 1, who=SECRET, at=202)
+        here.add("told", {"op": "insert", "id": -1, "y": 0.0, "at": 260})
+        here.run()
+        if forgets:
+            assert here.forget(f"who={SECRET}")["models"]["m"]["examples"] == 1
+        here.ask(400, 7, at=270, told=False)
+        here.run()
+        said.append([row["prediction"] for row in here.rows("m")[-7:]])
+    assert said[0] == pytest.approx(said[1], abs=off, rel=0)
+    assert len(set(said[0])) == 7
