@@ -313,6 +313,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
                 batch.known,
                 batch.first,
                 batch.live,
+                refreshes=batch.forgotten is None,
             )
             predictions, training = made
             if batch.forgotten is not None:

@@ -94,6 +94,7 @@ class KeptModel:
         clocks: Ints | None = None,
         first: int = 0,
         live: bool = False,
+        refreshes: bool = True,
     ) -> tuple[Delta, Delta]:
         """The predictions, and the changes of the training set, that follow from new questions and answers.
 
@@ -138,7 +139,7 @@ class KeptModel:
         while turn < len(events):
             self._tell(events[turn], seqs[turn])
             turn += 1
-        if self.keeper.steady:
+        if self.keeper.steady and refreshes:
             self._refresh(self._seq)
         self._guard()
         self._guarding = None

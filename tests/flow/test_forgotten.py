@@ -127,3 +127,23 @@ def test_what_cannot_unlearn_learns_the_others_as_it_did(tmp_path: Path, advance
         said.append([row["prediction"] for row in here.rows("m")[-7:]])
     assert said[0] == pytest.approx(said[1], abs=off, rel=0)
     assert len(set(said[0])) == 7
+
+
+def test_a_refit_that_is_due_anyway_waits_until_all_is_forgotten(tmp_path: Path) -> None:
+    """What is taken back makes a model due, too; it is fitted once, without examples of any age."""
+    here = Small(
+        tmp_path / "p",
+        """
+p.model("m", questions, answers=told, label="y", features=["who", "a"], wait="10s", learner=Ridge(),
+    refresh=deferred(rows=20, mode="incremental"))
+""",
+    )
+    here.ask(0, 15, who=SECRET)
+    here.ask(15, 200)
+    here.ask(215, 25, who=SECRET)
+    here.run()
+    fit = here.forget(f"who={SECRET}")["models"]["m"]["refit"]
+    assert fit["reason"].startswith("forgotten: ")
+    assert fit["examples"] == 200
+    assert SECRET not in str(vars(here.versions("m").model(fit["name"])))
+    assert [v.seq for v in here.versions("m").all()].count(fit["seq"]) == 1
