@@ -147,3 +147,32 @@ p.model("m", questions, answers=told, label="y", features=["who", "a"], wait="10
     assert fit["examples"] == 200
     assert SECRET not in str(vars(here.versions("m").model(fit["name"])))
     assert [v.seq for v in here.versions("m").all()].count(fit["seq"]) == 1
+
+
+def test_a_version_that_had_seen_the_key_is_not_fallen_back_on(tmp_path: Path) -> None:
+    here = Small(
+        tmp_path / "p",
+        """
+class Odd(Ridge):
+    def predict_one(self, x):
+        return float("nan") if x["a"] == 99.0 and self.n > 90 else super().predict_one(x)
+
+    def learn_one(self, x, y):
+        self.n = getattr(self, "n", 0) + 1
+        super().learn_one(x, y)
+
+m = p.model("m", questions, answers=told, label="y", features=["a"], wait="1m", learner=Odd(),
+    refresh=deferred(rows=50))
+p.sink("m", m.predictions)
+""",
+    )
+    here.ask(0, 40)
+    here.ask(40, 5, who=SECRET)
+    here.ask(60, 60)
+    here.run()
+    here.forget(f"who={SECRET}", remove=True)
+    here.ask(200, 1, told=False)
+    here.add("asked", {"id": 201, "who": "x", "a": 99.0, "at": 201})
+    run = here.run()
+    assert [row["prediction"] is None for row in here.rows("m")[-2:]] == [False, True]
+    assert run.models["m"].figures()["refreshes"]["fallen_back"] == 0
