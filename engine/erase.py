@@ -11,8 +11,8 @@ from engine.large import remove_older
 from engine.log import erase, scan
 from engine.publish import outputs
 from engine.recovery import compact
-from engine.training import came_from, of_rows
-from engine.versions import Versions, saw
+from engine.training import came_from
+from engine.versions import Versions, erased
 
 
 def finish(run: Run, remove: bool) -> dict[str, Any]:
@@ -45,13 +45,11 @@ def _finished(graph: Graph, name: str, run: Run, remove: bool) -> dict[str, Any]
     assert run.found is not None
     model, kept, positions = graph.models[name], run.recovery.parent, run.found.positions
     log = kept / "log" / model.training.name
-    told = of_rows(scan(log), positions).collect()
+    erase(log, model.training.schema, came_from(positions))
     versions = Versions(kept / "models" / name)
     for v in versions.all():
-        seen, serves = saw(v, told), v.name == versions.serving
-        if seen or (remove and v.forgotten and v.verdict != "removed"):
-            versions.forgot(v.name, seen, remove and not serves)
-    erase(log, model.training.schema, came_from(positions))
+        if gone := erased(v, scan(log)):
+            versions.forgot(v.name, gone, remove and v.name != versions.serving)
     figures = run.models[name].keeper.figures()
     return {
         **run.models[name].forgotten,

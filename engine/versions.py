@@ -18,7 +18,7 @@ import msgspec
 import polars as pl
 
 from engine.large import make_durable
-from engine.log import WEIGHT, as_of
+from engine.log import SEQ, WEIGHT, as_of
 from operators.delta import AT, INT, POS
 
 
@@ -131,10 +131,10 @@ class Versions:
         self._models.pop(version.name, None)
 
     def forgot(self, name: str, examples: int, remove: bool) -> None:
-        """Note that so many examples that a version saw were erased. remove: its learner, for good."""
+        """Note how many examples that a version saw were erased until now. remove: its learner, for good."""
         assert self.folder is not None
         about = self._about(name)
-        about.forgotten += examples
+        about.forgotten = examples
         model = self.folder / name / "model.pkl"
         if remove:
             about.verdict = "removed"
@@ -230,6 +230,14 @@ def saw(version: Version, log: pl.DataFrame) -> int:
     """On how many of the examples of which a log tells a version was fitted, or its parents were."""
     rows = as_of(log.lazy(), seq=version.seq).collect()
     return len(rows) if version.first is None else int((rows[AT].cast(INT) >= version.first).sum())
+
+
+def erased(version: Version, log: pl.LazyFrame) -> int:
+    """How many of the examples that a version knew its log does not tell of any more."""
+    if version.first is None:
+        return 0
+    then = log.filter(pl.col(SEQ) <= version.seq, pl.col(AT).cast(INT) >= version.first)
+    return version.examples - int(then.select(pl.col(WEIGHT).sum()).collect().item())
 
 
 def taken_back(version: Version, log: pl.LazyFrame) -> int:

@@ -176,3 +176,33 @@ p.sink("m", m.predictions)
     run = here.run()
     assert [row["prediction"] is None for row in here.rows("m")[-2:]] == [False, True]
     assert run.models["m"].figures()["refreshes"]["fallen_back"] == 0
+
+
+FITTED = """
+m = p.model("m", questions, answers=told, label="y", features=["a"], wait="1m", learner=Ridge(),
+    refresh=deferred(rows=50))
+"""
+
+
+@pytest.mark.parametrize("where", ["erase", "compact"])
+def test_cut_off_while_versions_are_marked_it_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    here = Small(tmp_path / "p", FITTED)
+    here.ask(0, 40)
+    here.ask(40, 5, who=SECRET)
+    here.ask(60, 60)
+    here.run()
+
+    def fails(*args: Any) -> None:
+        raise RuntimeError("the power went off")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(f"engine.erase.{where}", fails)
+        with pytest.raises(RuntimeError, match="the power"):
+            here.forget(f"who={SECRET}")
+    report = here.forget(f"who={SECRET}")["models"]["m"]
+    assert [v["forgotten"] for v in report["versions"]] == [5, 5]
+    assert [v.forgotten for v in here.versions("m").all()] == [5, 5, 0]
+    again = here.forget(f"who={SECRET}", remove=True)["models"]["m"]
+    assert [(v["forgotten"], v["verdict"]) for v in again["versions"]] == [(5, "removed"), (5, "removed")]
