@@ -171,11 +171,17 @@ def write_durably(path: Path, value: Any) -> None:
 
 
 def compact(recovery: Path) -> None:
-    """Rewrite the store, so that nothing of what was removed from it is left in its files."""
+    """Rewrite the store, so that nothing of what was removed from it is left in its files.
+
+    Raises `StateError` while another process reads it.
+    """
     for path in recovery.glob("part-*.sqlite3"):
         db = sqlite3.connect(path)
         db.execute("VACUUM")
+        busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         db.close()
+        if busy:
+            raise StateError(f"the saved state {str(path)!r} is being read, which keeps what was removed; end that")
 
 
 def forget_torn_epochs(recovery: Path) -> None:

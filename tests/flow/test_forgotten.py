@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,16 @@ def test_cut_off_while_versions_are_marked_it_counts_once(
     assert [v.forgotten for v in here.versions("m").all()] == [5, 5, 0]
     again = here.forget(f"who={SECRET}", remove=True)["models"]["m"]
     assert [(v["forgotten"], v["verdict"]) for v in again["versions"]] == [(5, "removed"), (5, "removed")]
+
+
+def test_what_looks_into_the_store_does_not_keep_it(tmp_path: Path) -> None:
+    here = Small(tmp_path / "p", FITTED + 'p.view("each", asked, op.aggregate(by="who", n=op.count()))')
+    here.ask(0, 10, who=SECRET)
+    here.run()
+    assert here.holding()
+    store = sqlite3.connect(here.state / "recovery" / "part-0.sqlite3")
+    store.execute("SELECT * FROM snaps").fetchall()
+    here.forget(f"who={SECRET}")
+    found = here.holding()
+    store.close()
+    assert found == []
