@@ -167,7 +167,8 @@ class KeptModel:
         self._record()
         for question in gone:
             self.training.blank(question)
-            question.x = question.label = None
+        if self._naive is not None:
+            self._naive.forget(frozenset(gone))
         log = self.log.read()
         told = of_rows(log, positions).collect()
         left = as_of(told.lazy()).with_columns(pl.lit(-1, INT).alias(WEIGHT), pl.lit(seq, INT).alias(SEQ)).collect()
@@ -185,7 +186,7 @@ class KeptModel:
             held = {self.training.position(q): q for q in self.examples.answered()}
             how = self.keeper.forget(Erased(told, change, rest, held), seq, clock)
             if self._naive is not None:
-                self._naive.forget(frozenset(gone), rest())
+                self._naive.relearn(rest())
         self._refresh(seq)
         self.forgotten = {"examples": lost, "how": how}
         out, self._told = self._told, []

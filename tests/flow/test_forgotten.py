@@ -11,6 +11,7 @@ import pytest
 
 from engine.bind import set_policies
 from engine.erase import finish
+from engine.examples import ANSWERED, OPEN
 from engine.flow import Run
 from engine.forget import request
 from engine.publish import outputs
@@ -20,6 +21,7 @@ from engine.versions import Versions
 from tests.flow.running import cards, run_here
 from tests.flow.test_forget import holding
 
+SOURCES = ("asked", "told", "people", "notes")
 SECRET = "nobody-else-has-this"
 
 DECLARED = """
@@ -36,6 +38,8 @@ told = p.source("told", key="id", at="at", lateness="1m", append_only=False, epo
     schema={"id": int, "y": float, "word": str, "at": pl.Datetime})
 people = p.table("people", key="who", at="at", lateness="1m", epoch={"at": "s"},
     schema={"who": str, "town": str, "at": pl.Datetime})
+notes = p.source("notes", key="who", at="at", lateness="1m", append_only=False, epoch={"at": "s"},
+    schema={"who": str, "y": float, "at": pl.Datetime})
 questions = p.view("questions", asked, op.where(pl.col("id") >= 0))
 """
 
@@ -51,9 +55,9 @@ class Small:
         (folder / "pipeline.py").write_text(DECLARED + declared)
         (folder / "freshet.toml").write_text(
             'epoch = "1s"\nport = 0\n'
-            + "".join(f'[sources.{n}]\npath = "{n}.jsonl"\nformat = "changes"\n' for n in ("asked", "told", "people"))
+            + "".join(f'[sources.{n}]\npath = "{n}.jsonl"\nformat = "changes"\n' for n in SOURCES)
         )
-        for name in ("asked", "told", "people"):
+        for name in SOURCES:
             (folder / f"{name}.jsonl").touch()
 
     def add(self, source: str, *rows: dict[str, Any]) -> None:
@@ -220,3 +224,80 @@ def test_what_looks_into_the_store_does_not_keep_it(tmp_path: Path) -> None:
     found = here.holding()
     store.close()
     assert found == []
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_nothing_is_left_of_questions_in_memory(tmp_path: Path, naive: bool) -> None:
+    """Neither of one that waits, in the twin's queue too, nor of one whose key was asked again."""
+    here = Small(
+        tmp_path / "p",
+        f"""
+m = p.model("m", questions, answers=told, label="y", features=["who", "a"], wait="1m", learner=Ridge(),
+    refresh=immediate(), naive={naive})
+""",
+    )
+    here.ask(0, 20)
+    here.ask(20, 1, told=False)
+    here.ask(50, 1, who=SECRET, told=False)
+    here.ask(50, 1, at=115)
+    here.ask(120, 1, who=SECRET, told=False)
+    here.ask(130, 10, at=120)
+    here.run()
+    assert here.holding()
+    here.forget(f"who={SECRET}")
+    assert here.holding() == []
+    assert here.run().models["m"].examples.find(50).state == ANSWERED
+
+
+def test_nothing_is_left_of_an_answer_whose_question_stays(tmp_path: Path) -> None:
+    here = Small(
+        tmp_path / "p",
+        """
+m = p.model("m", questions, answers=told, label="word", features=["a"], wait="1m", learner=NaiveBayes(),
+    refresh=immediate())
+""",
+    )
+    here.ask(0, 20)
+    here.ask(20, 1, word=SECRET)
+    here.ask(30, 3)
+    here.run()
+    here.forget(f"word={SECRET}")
+    left = here.run().models["m"].examples.find(20)
+    assert (left.state, left.label, left.first_label) == (OPEN, None, None)
+
+
+def test_nothing_is_left_of_an_answer_that_came_first(tmp_path: Path) -> None:
+    here = Small(
+        tmp_path / "p",
+        """
+m = p.model("m", questions, answers=notes, label="y", key="who", features=["a"], wait="1h", learner=Ridge(),
+    refresh=immediate())
+""",
+    )
+    here.ask(0, 20, told=False)
+    here.add("notes", {"who": SECRET, "y": 1.0, "at": 5}, {"who": "later", "y": 1.0, "at": 6})
+    here.ask(100, 1, told=False)
+    here.run()
+    here.forget(f"who={SECRET}")
+    examples = here.run().models["m"].examples
+    assert [key for _, _, key in examples._early_ends] == ["later"]
+
+
+def test_the_naive_twin_learns_each_example_once(tmp_path: Path) -> None:
+    here = Small(
+        tmp_path / "p",
+        """
+m = p.model("m", questions, answers=told, label="y", features=["a"], wait="1h", learner=Ridge(),
+    refresh=immediate(), naive=True)
+""",
+    )
+    here.ask(0, 10)
+    here.ask(10, 1, told=False)
+    here.ask(11, 10)
+    here.ask(30, 2, who=SECRET)
+    here.run()
+    here.forget(f"who={SECRET}")
+    here.add("told", {"op": "insert", "id": 10, "y": 0.0, "word": "w", "at": 60})
+    model = here.run().models["m"]
+    x = {"a": 3.0}
+    assert model._naive.student.predict(x) == model.keeper.student.predict(x)
