@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,66 @@ m = p.model("m", questions, answers=told, label="y", features=["a"], wait="1h", 
     model = here.run().models["m"]
     x = {"a": 3.0}
     assert model._naive.student.predict(x) == model.keeper.student.predict(x)
+
+
+TABLE = """
+joined = p.view("joined", asked, op.join(people, on="who", columns=["town"]))
+p.sink("joined", joined)
+towns = p.view("towns", people, op.where(pl.col("who") != ""))
+p.sink("towns", towns)
+words = p.view("words", told, op.where(pl.col("id") >= 0))
+p.sink("words", words)
+"""
+
+
+def net(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """What rows of an output add up to."""
+    total: Counter[tuple[Any, ...]] = Counter()
+    for row in rows:
+        total[tuple(v for n, v in row.items() if n != "weight")] += row["weight"]
+    return sorted((+total).elements(), key=str)
+
+
+def test_versions_of_a_table_are_as_if_they_had_never_been(tmp_path: Path) -> None:
+    """Newest ones and older ones, and for what looks them up: and what comes next counts, at its own time."""
+    outs = []
+    for forgets in (True, False):
+        here = Small(tmp_path / str(forgets), TABLE)
+        here.ask(0, 300, who="k", told=False)
+        here.add("people", {"who": "x", "town": "here", "at": 0}, {"who": "y", "town": "there", "at": 0})
+        if forgets:
+            here.add("people", {"who": "k", "town": SECRET, "at": 1}, {"who": "y", "town": SECRET, "at": 2})
+        here.add("people", {"who": "y", "town": "again", "at": 10}, {"who": "z", "town": "here", "at": 70})
+        here.run()
+        if forgets:
+            assert here.holding()
+            assert here.forget(f"town={SECRET}")["sources"]["people"]["changes"] == 2
+            assert here.holding() == []
+        here.add("people", {"who": "k", "town": "new", "at": 75})
+        here.ask(400, 1, who="k", at=310, told=False)
+        here.run()
+        outs.append([net(here.rows(name)) for name in ("joined", "towns")])
+    assert outs[0] == outs[1]
+
+
+def test_what_an_answer_says_is_not_kept_of_a_deleted_key(tmp_path: Path) -> None:
+    here = Small(tmp_path / "p", TABLE)
+    here.ask(0, 20)
+    here.ask(20, 1, word=SECRET)
+    here.run()
+    assert here.forget(f"word={SECRET}")["sources"]["told"]["changes"] == 1
+    assert here.holding() == []
+    assert len(net(here.rows("words"))) == 20
+
+
+def test_a_row_is_told_as_it_stands(tmp_path: Path) -> None:
+    """A value that was left out of the newest message, as the one before said; not what a truncation deleted."""
+    here = Small(tmp_path / "p", TABLE)
+    here.ask(0, 20)
+    here.add("told", {"op": "insert", "id": 50, "y": 1.0, "word": SECRET, "at": 30})
+    here.add("told", {"op": "update", "id": 50, "y": 2.0, "word": "__debezium_unavailable_value", "at": 31})
+    here.run()
+    assert here.holding()
+    assert here.forget(f"word={SECRET}")["sources"]["told"]["changes"] == 1
+    assert here.holding() == []
+    assert len(net(here.rows("words"))) == 20
