@@ -18,13 +18,13 @@ from engine.versions import Versions, erased
 def finish(run: Run, remove: bool) -> dict[str, Any]:
     """After such a run erase what it took back from the logs for good, mark versions, and report, as JSON values.
 
-    remove: also the learners of versions that had seen any of it, but for one that still serves.
+    remove: also the learners of versions that had seen any of it, but for one that still serves. When nothing was found
+    that views or models had taken in, the report names none.
     """
     found, graph = run.found, run.graph
     assert found
     assert run.forget
-    assert run.publish
-    models = {name: _finished(graph, name, run, remove) for name in graph.models}
+    models = {name: _finished(graph, name, run, remove) for name in graph.models if len(found.positions)}
     remove_older(run.large)
     compact(run.recovery)
     without = [n for n in graph.sources if n not in found.counts]
@@ -34,7 +34,7 @@ def finish(run: Run, remove: bool) -> dict[str, Any]:
         "sources": found.counts,
         "views": {
             name: {"retracted": retracted, "inserted": inserted}
-            for name, (inserted, retracted) in run.publish.forgotten.items()
+            for name, (inserted, retracted) in (run.publish.forgotten if run.publish else {}).items()
         },
         "models": models,
         "remains": _remains(run, models, without),

@@ -139,14 +139,14 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             due(run.graph),
         )
         self._next = run.guard("reading", self._merge.next)
-        self._find = run.guard("searching for what is to be forgotten", self._forget)
+        self._find: Callable[[Request], list[Batch]] = run.guard("searching for what is to be forgotten", self._forget)
         self._began = self._merge.number
 
     def next_batch(self) -> Iterable[Batch]:
         if self._run.stop.is_set() or self._run.found is not None:
             raise StopIteration
         if self._run.forget is not None:
-            return [self._find(self._run.forget)]
+            return self._find(self._run.forget)
         done = self._run.publish.number if self._run.publish is not None else self._began
         if self._merge.number - done >= _CAP:
             return []
@@ -160,7 +160,8 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         batch.live = self._run.live
         return [batch]
 
-    def _forget(self, asked: Request) -> Batch:
+    def _forget(self, asked: Request) -> list[Batch]:
+        """The batch that forgets; none when there is nothing to forget."""
         run = self._run
 
         def tell(share: float) -> None:
@@ -168,7 +169,9 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
 
         found = find(asked, run.graph, run.settings, self._merge, run.out / f"{LATE}.jsonl", tell)
         run.found = found
-        return self._merge.forget(found.changes, found.taken, found.positions)
+        if not len(found.positions):
+            return []
+        return [self._merge.forget(found.changes, found.taken, found.positions)]
 
     def snapshot(self) -> Any:
         return self._merge.state()

@@ -19,7 +19,7 @@ from engine.publish import outputs
 from engine.recovery import claim
 from engine.settings import load
 from engine.versions import Versions
-from tests.flow.running import cards, run_here
+from tests.flow.running import cards, freshet, run_here
 from tests.flow.test_forget import holding
 
 SOURCES = ("asked", "told", "people", "notes")
@@ -365,3 +365,26 @@ def test_a_row_is_told_as_it_stands(tmp_path: Path) -> None:
     assert here.forget(f"word={SECRET}")["sources"]["told"]["changes"] == 1
     assert here.holding() == []
     assert len(net(here.rows("words"))) == 20
+
+
+def test_what_is_not_there_is_not_forgotten(tmp_path: Path) -> None:
+    """Nothing is refreshed for it; a second time finds nothing more to do either."""
+    here = Small(
+        tmp_path / "p",
+        FITTED
+        + """
+each = p.view("each", asked, op.aggregate(by="who", n=op.count()), refresh=deferred(every="1h"))
+p.sink("each", each)
+""",
+    )
+    here.ask(0, 40)
+    here.run()
+    before = here.rows("each")
+    done = freshet("forget", here.folder, "who=nobody", "--out", here.out, "--state", here.state, cwd=here.folder)
+    assert done.returncode == 0, done.stderr
+    assert "nothing of who=nobody was found" in done.stdout
+    assert here.rows("each") == before
+    assert not (here.state / "forget.json").exists()
+    report = here.forget("who=nobody")
+    assert report["sources"]["asked"] == {"records": 0, "late": 0, "final": 0, "changes": 0}
+    assert report["views"] == report["models"] == {}
