@@ -199,8 +199,10 @@ class KeptModel:
         null, `refused` ones that were not finite; `learned` examples; questions `waiting`, `closed` without an answer
         and `withdrawn` before it; `unmatched` answers that found no question in time; `corrections` that came after
         the answer; `null_labels`; `null_keys`; and `metrics`, `baseline`, `naive` (None unless declared), each
-        {metric: value}, the value None when nothing was scored. Further what the policy has to say.
+        {metric: value}, the value None when nothing was scored; how often the learner `failed`. Further what the policy
+        has to say.
         """
+        kept = self.keeper.figures()
         return {
             **self.examples.count,
             **self._count,
@@ -209,7 +211,8 @@ class KeptModel:
             "baseline": self._baseline.figures(),
             "naive": self._naive.judge.figures() if self._naive else None,
             "guards": {f"{name}: {action}": n for (name, action), n in self._guards.counts.items()},
-            **self.keeper.figures(),
+            **kept,
+            "failed": self._count["failed"] + kept.get("failed", 0),
         }
 
     def snapshot(self) -> Any:

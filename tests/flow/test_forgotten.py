@@ -388,3 +388,27 @@ p.sink("each", each)
     report = here.forget("who=nobody")
     assert report["sources"]["asked"] == {"records": 0, "late": 0, "final": 0, "changes": 0}
     assert report["views"] == report["models"] == {}
+
+
+def test_a_failure_in_reading_what_a_version_says_is_counted(tmp_path: Path) -> None:
+    here = Small(
+        tmp_path / "p",
+        """
+from engine import guard
+
+class Odd(Ridge):
+    def predict_one(self, x):
+        if x["a"] == 98.0:
+            raise ArithmeticError("ninety-eight")
+        return "no number" if x["a"] == 99.0 else super().predict_one(x)
+
+m = p.model("m", questions, answers=told, label="y", features=["a"], wait="1m", learner=Odd(),
+    refresh=deferred(rows=8), guards=[guard.fallback("none", 0.0)])
+""",
+    )
+    here.ask(0, 10)
+    here.run()
+    here.add("asked", {"id": 50, "who": "x", "a": 99.0, "at": 50})
+    assert here.run().models["m"].figures()["failed"] == 1
+    here.add("asked", {"id": 51, "who": "x", "a": 98.0, "at": 51})
+    assert here.run().models["m"].figures()["failed"] == 2
