@@ -181,14 +181,12 @@ class KeptModel:
             others = of_rows(log, positions, others=True).collect()
             return examples(*from_log(others, self.spec))[0]
 
-        lost, how = len(as_of(told.lazy(), seq=seq - 1).collect()), "had learnt none of them"
-        if len(told):
-            held = {self.training.position(q): q for q in self.examples.answered()}
-            how = self.keeper.forget(Erased(told, change, rest, held), seq, clock)
-            if self._naive is not None:
-                self._naive.relearn(rest())
+        held = {self.training.position(q): q for q in self.examples.answered()}
+        how = self.keeper.forget(Erased(told, change, rest, held), seq, clock)
+        if self._naive is not None and len(told):
+            self._naive.relearn(rest())
         self._refresh(seq)
-        self.forgotten = {"examples": lost, "how": how}
+        self.forgotten = {"examples": len(as_of(told.lazy(), seq=seq - 1).collect()), "how": how}
         out, self._told = self._told, []
         return concat([empty(self.training.schema), *out])
 

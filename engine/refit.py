@@ -173,6 +173,8 @@ class Refitted:
                 self.wait(seq, clock)
 
     def forget(self, erased: Erased, seq: int, clock: int) -> str:
+        self._ahead = []
+        self.versions.cut(seq, self._serving.name if self._serving else None)
         if self._fit is not None:
             self.wait(seq - 1, clock)
         self._learned -= len(erased.gone)

@@ -147,6 +147,27 @@ class Versions:
             model.unlink(missing_ok=True)
         make_durable(self.folder / name)
 
+    def cut(self, seq: int, serving: str | None) -> None:
+        """Remove what a run that was killed did at this change or later, which another one takes the place of.
+
+        serving: the version that serves before it.
+        """
+        assert self.folder is not None
+        for v in self.all():
+            if v.seq >= seq:
+                gone = (self.folder / v.name).rename(self.folder / f"{v.name}.new")
+                shutil.rmtree(gone)
+                self._models.pop(v.name, None)
+        kept = [s for s in self._served if s.seq <= seq]
+        while kept and kept[-1].version != serving:
+            kept.pop()
+        if kept != self._served:
+            self._served, draft = kept, self.folder / "served.draft"
+            draft.write_bytes(b"".join(msgspec.json.encode(s) + b"\n" for s in kept))
+            make_durable(draft)
+            draft.rename(self.folder / "served.jsonl")
+        make_durable(self.folder)
+
     @property
     def served(self) -> list[Served]:
         """When which version began to serve, in the order in which it was decided."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -412,3 +413,29 @@ m = p.model("m", questions, answers=told, label="y", features=["a"], wait="1m", 
     assert here.run().models["m"].figures()["failed"] == 1
     here.add("asked", {"id": 51, "who": "x", "a": 98.0, "at": 51})
     assert here.run().models["m"].figures()["failed"] == 2
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_what_a_lost_future_fitted_does_not_come_back(tmp_path: Path, learnt: bool) -> None:
+    """A live run that was killed had fitted and served a version after its last saved state."""
+    here = Small(tmp_path / "p", FITTED + 'p.sink("m", m.predictions)\n')
+    here.ask(0, 60)
+    here.ask(60, 5, who=SECRET, told=learnt)
+    here.run()
+    saved = here.folder / "saved"
+    shutil.copytree(here.state / "recovery", saved)
+    if not learnt:
+        here.add("told", *({"op": "insert", "id": 60 + i, "y": 1.0, "word": "w", "at": 67} for i in range(5)))
+    here.ask(65, 60)
+    here.run()
+    lost = here.versions("m").all()[-1]
+    served = here.state / "models" / "m" / "served.jsonl"
+    served.write_bytes(served.read_bytes().replace(b'"live":false', b'"live":true'))
+    shutil.rmtree(here.state / "recovery")
+    saved.rename(here.state / "recovery")
+    here.forget(f"who={SECRET}", remove=True)
+    assert lost.name not in here.versions("m")
+    here.ask(130, 80)
+    run = here.run()
+    assert lost.name not in {row["model_version"] for row in here.rows("m")}
+    assert run.models["m"].figures()["version"] == here.versions("m").serving
