@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
+import operators as op
 from engine.bind import set_policies
 from engine.erase import finish
 from engine.examples import ANSWERED, OPEN
@@ -20,10 +23,15 @@ from engine.publish import outputs
 from engine.recovery import claim
 from engine.settings import load
 from engine.versions import Versions
+from operators.delta import BOOL, STRING, Delta, empty, to_column
+from operators.operator import Named
 from tests.flow.running import cards, freshet, run_here
 from tests.flow.test_forget import holding
 
 SOURCES = ("asked", "told", "people", "notes")
+POISON = np.int64(0x5EC2E75EC2E75EC2)
+SEEN = {"who": STRING}
+PEOPLE = Named("people", {"who": STRING, "town": STRING, "deleted": BOOL})
 SECRET = "nobody-else-has-this"
 
 DECLARED = """
@@ -439,3 +447,17 @@ def test_what_a_lost_future_fitted_does_not_come_back(tmp_path: Path, learnt: bo
     run = here.run()
     assert lost.name not in {row["model_version"] for row in here.rows("m")}
     assert run.models["m"].figures()["version"] == here.versions("m").serving
+
+
+@pytest.mark.parametrize("made", [op.join(PEOPLE, on="who"), op.window(by="who", size="1m", n=op.count())])
+def test_a_state_holds_nothing_of_the_memory_around_it(made: Any) -> None:
+    """What was read lies about in memory that is used again."""
+    schemas = [SEEN, PEOPLE.schema][: len(made.keys)]
+    kept = made.start(schemas)
+    for k in range(200):
+        lying = [np.full(size, POISON) for size in 16 * 2 ** np.arange(12) for _ in range(20)]
+        del lying
+        at = np.arange(20) + 20 * k
+        rows = Delta({"who": to_column([f"w{i % 37}" for i in at.tolist()], STRING)}, at * 0 + 1, at, at, at)
+        kept.apply([rows, *map(empty, schemas[1:])])
+        assert POISON.tobytes() not in pickle.dumps(kept.snapshot())
