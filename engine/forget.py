@@ -68,13 +68,13 @@ def _value(source: Source, column: str, text: str) -> pl.Expr:
         raise DefinitionError(f"{what}: floats that look alike may differ; choose another column")
     try:
         if dtype == INT:
-            return pl.lit(int(text), INT)
+            return pl.lit(int(np.int64(int(text))), INT)
         if dtype == BOOL:
             return pl.lit({"true": True, "false": False}[text.lower()])
         if dtype == TIME:
             at = datetime.fromisoformat(text.replace("Z", "+00:00"))
             return pl.lit(at.replace(tzinfo=at.tzinfo or timezone.utc).astimezone(timezone.utc)).cast(TIME)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise DefinitionError(f"{what}: expected such a value") from None
     return pl.lit(text)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def claim(
 
 def _forget_first(pending: Path, forget: Mapping[str, str] | None) -> None:
     if pending.exists() and (left := json.loads(pending.read_text())) != forget:
-        what = " ".join(f"{column}={value}" for column, value in left.items())
+        what = shlex.join(f"{column}={value}" for column, value in left.items())
         raise StateError(
             f"forgetting {what} was cut off, and half of it may be done; finish it before anything else: "
             f"freshet forget PIPELINE {what}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shlex
 import shutil
 import sqlite3
 from collections import Counter
@@ -20,11 +21,11 @@ from engine.examples import ANSWERED, OPEN
 from engine.flow import Run
 from engine.forget import request
 from engine.publish import outputs
-from engine.recovery import claim
+from engine.recovery import StateError, claim
 from engine.settings import load
 from engine.versions import Versions
 from operators.delta import BOOL, STRING, Delta, empty, to_column
-from operators.operator import Named
+from operators.operator import DefinitionError, Named
 from tests.flow.running import cards, freshet, run_here
 from tests.flow.test_forget import holding
 
@@ -461,3 +462,23 @@ def test_a_state_holds_nothing_of_the_memory_around_it(made: Any) -> None:
         rows = Delta({"who": to_column([f"w{i % 37}" for i in at.tolist()], STRING)}, at * 0 + 1, at, at, at)
         kept.apply([rows, *map(empty, schemas[1:])])
         assert POISON.tobytes() not in pickle.dumps(kept.snapshot())
+
+
+@pytest.mark.parametrize("what", [f"id={10**30}", "at=0001-01-01T00:00:00+14:00"])
+def test_what_no_column_can_hold_is_refused(tmp_path: Path, what: str) -> None:
+    here = Small(tmp_path / "p", TABLE)
+    with pytest.raises(DefinitionError, match="expected such a value"):
+        request(cards(here.folder), [what])
+
+
+def test_the_command_that_finishes_is_one_to_be_pasted(tmp_path: Path) -> None:
+    here = Small(tmp_path / "p", TABLE)
+    here.ask(0, 5, who="o'neill & co")
+    here.run()
+    here.forget("who=o'neill & co", cut=True)
+    with pytest.raises(StateError) as error:
+        here.run()
+    *_, command = str(error.value).partition("freshet forget PIPELINE ")
+    assert shlex.split(command) == ["who=o'neill & co"]
+    here.forget("who=o'neill & co")
+    here.run()
