@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.flow import Run
 from engine.graph import Graph
-from engine.large import remove_older
+from engine.large import remove_others
 from engine.log import erase, scan
 from engine.publish import outputs
 from engine.recovery import compact
@@ -25,7 +25,7 @@ def finish(run: Run, remove: bool) -> dict[str, Any]:
     assert found
     assert run.forget
     models = {name: _finished(graph, name, run, remove) for name in graph.models if len(found.positions)}
-    remove_older(run.large)
+    remove_others(run.large, run.saves)
     compact(run.recovery)
     without = [n for n in graph.sources if n not in found.counts]
     return {

@@ -79,6 +79,7 @@ class Run:
     costs: dict[str, Costs] = field(default_factory=dict)
     models: dict[str, KeptModel] = field(default_factory=dict)
     publish: Publish | None = None
+    saves: list[Large] = field(default_factory=list)
     forget: Request | None = None
     found: Found | None = None
     share: float = 0.0
@@ -103,6 +104,11 @@ class Run:
     def large(self) -> Path:
         """Where large states lie."""
         return self.recovery.with_name("large")
+
+    def saving(self, name: str) -> Large:
+        """Where the state of a step is saved."""
+        self.saves.append(made := Large(self.large, name))
+        return made
 
     def run(self) -> None:
         """Run until the sources end or `stop` is set. Raises `FlowError`."""
@@ -253,7 +259,7 @@ def _kept(run: Run, what: str, name: str, make: Callable[[], Holding | Settling]
     """A step that takes whole batches, one after another, and keeps state."""
 
     def build_one(state: Any) -> _Keep:
-        mine, large = make(), Large(run.large, name)
+        mine, large = make(), run.saving(name)
         if state is not None:
             mine.restore(large.load(state))
         return _Keep(run.guard(what, lambda batch: [mine(batch)]), run.guard(what, lambda: large.save(mine.snapshot())))
@@ -270,7 +276,7 @@ def _stage(run: Run, stage: Stage, stream: Any) -> Any:
     split = run.guard(f"{stage.name}: split", Split(stage, run.settings.shards))
 
     def shard(state: Any) -> _Keep:
-        mine, large = Shard(run.graph, stage, perf_counter), Large(run.large, stage.name)
+        mine, large = Shard(run.graph, stage, perf_counter), run.saving(stage.name)
         if state is not None:
             mine.restore(large.load(state))
         run.shards.append(mine)
@@ -303,7 +309,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
 
     def build_one(state: Any) -> _Keep:
         threadpool_limits(1)  # a learner that is asked waits for no thread of its own while a fit takes the processors
-        large = Large(run.large, f"model-{model.name}")
+        large = run.saving(f"model-{model.name}")
         saved = None if state is None else large.load(state)
         mine = kept(model.spec, model.refresh, run.recovery.parent, saved)
         run.models[model.name] = mine

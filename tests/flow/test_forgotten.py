@@ -482,3 +482,20 @@ def test_the_command_that_finishes_is_one_to_be_pasted(tmp_path: Path) -> None:
     assert shlex.split(command) == ["who=o'neill & co"]
     here.forget("who=o'neill & co")
     here.run()
+
+
+def test_large_states_of_before_are_gone(tmp_path: Path) -> None:
+    """And what a crash left: half written, or of an epoch that never completed."""
+    here = Small(tmp_path / "p", 'p.view("w", asked, op.window(by="who", size="1m", n=op.count()))\n')
+    here.ask(0, 20, told=False)
+    here.ask(20, 8000, who=SECRET, told=False)
+    here.run()
+    large = here.state / "large"
+    (large / "left.1.new").write_text(SECRET)
+    for path in list(large.glob("*.state")):
+        name, number = path.name.rsplit(".", 2)[:2]
+        shutil.copy(path, large / f"{name}.{int(number) + 2}.state")
+    assert any(name.endswith(".state") for name in here.holding())
+    here.forget(f"who={SECRET}")
+    assert here.holding() == []
+    here.run()
