@@ -539,7 +539,7 @@ def forget(
     _ended(failed, held, "finish it by the same command once the cause is gone")
     try:
         report = finish(live, remove)
-    except (LogError, VersionError) as error:
+    except (LogError, StateError, VersionError) as error:
         _fail(error, 3)
     held.forgotten()
     held.release()

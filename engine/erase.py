@@ -7,25 +7,25 @@ from typing import Any
 
 from engine.flow import Run
 from engine.graph import Graph
-from engine.large import remove_older
+from engine.large import remove_others
 from engine.log import erase, scan
 from engine.publish import outputs
 from engine.recovery import compact
-from engine.training import came_from, of_rows
-from engine.versions import Versions, saw
+from engine.training import came_from
+from engine.versions import Versions, erased
 
 
 def finish(run: Run, remove: bool) -> dict[str, Any]:
     """After such a run erase what it took back from the logs for good, mark versions, and report, as JSON values.
 
-    remove: also the learners of versions that had seen any of it, but for one that still serves.
+    remove: also the learners of versions that had seen any of it, but for one that still serves. When nothing was found
+    that views or models had taken in, the report names none.
     """
     found, graph = run.found, run.graph
     assert found
     assert run.forget
-    assert run.publish
-    models = {name: _finished(graph, name, run, remove) for name in graph.models}
-    remove_older(run.large)
+    models = {name: _finished(graph, name, run, remove) for name in graph.models if len(found.positions)}
+    remove_others(run.large, run.saves)
     compact(run.recovery)
     without = [n for n in graph.sources if n not in found.counts]
     return {
@@ -34,7 +34,7 @@ def finish(run: Run, remove: bool) -> dict[str, Any]:
         "sources": found.counts,
         "views": {
             name: {"retracted": retracted, "inserted": inserted}
-            for name, (inserted, retracted) in run.publish.forgotten.items()
+            for name, (inserted, retracted) in (run.publish.forgotten if run.publish else {}).items()
         },
         "models": models,
         "remains": _remains(run, models, without),
@@ -45,13 +45,11 @@ def _finished(graph: Graph, name: str, run: Run, remove: bool) -> dict[str, Any]
     assert run.found is not None
     model, kept, positions = graph.models[name], run.recovery.parent, run.found.positions
     log = kept / "log" / model.training.name
-    told = of_rows(scan(log), positions).collect()
+    erase(log, model.training.schema, came_from(positions))
     versions = Versions(kept / "models" / name)
     for v in versions.all():
-        seen, serves = saw(v, told), v.name == versions.serving
-        if seen or (remove and v.forgotten and v.verdict != "removed"):
-            versions.forgot(v.name, seen, remove and not serves)
-    erase(log, model.training.schema, came_from(positions))
+        if gone := erased(v, scan(log)):
+            versions.forgot(v.name, gone, remove and v.name != versions.serving)
     figures = run.models[name].keeper.figures()
     return {
         **run.models[name].forgotten,

@@ -178,9 +178,9 @@ class Examples:
             self._take_back(question)
 
     def withdraw(self, key: Any, at: int) -> None:
-        """A row of the questions was taken back, for nothing."""
+        """A row of the questions was taken back, for nothing. It may be that of an earlier question of the key."""
         question = self._asked.get(key)
-        if question is None or at > question.at + self.spec.wait:
+        if question is None or abs(at - question.at) > self.spec.wait:
             return
         if question.state == ANSWERED:
             self.count["corrections"] += 1
@@ -208,16 +208,24 @@ class Examples:
                 self.count["unmatched"] += 1
 
     def erase(self, rows: Collection[int], position: Callable[[Question], int]) -> list[Question]:
-        """Withdraw the questions that came from these rows, and take back the answers that did; returns the former."""
-        for key, (_, _, _, pos) in list(self._early.items()):
-            if pos in rows:
-                del self._early[key]
-        gone = [q for q in self._asked.values() if position(q) in rows]
+        """Withdraw the questions that came from these rows, and take back the answers that did; returns the former.
+
+        Nothing is left of what these rows said, but for the keys of the questions.
+        """
+        self._early = {key: early for key, early in self._early.items() if early[3] not in rows}
+        self._early_ends = [e for e in self._early_ends if e[2] in self._early]
+        heapq.heapify(self._early_ends)
+        asked = [q for _, _, q in self._ends]
+        gone = [q for q in asked if position(q) in rows]
         for question in gone:
-            self.withdraw(question.key, question.at)
-        for question in self._asked.values():
-            if question.state == ANSWERED and question.told[1] in rows:
-                self._take_back(question)
+            if self._asked.get(question.key) is question:
+                self.withdraw(question.key, question.at)
+            question.x = question.label = question.first_label = None
+        for question in asked:
+            if question.state != WITHDRAWN and question.told[1] in rows:
+                if question.state == ANSWERED:
+                    self._take_back(question)
+                question.label = question.first_label = None
         return gone
 
     def answered(self) -> list[Question]:

@@ -102,6 +102,7 @@ class Run:
     costs: dict[str, Costs] = field(default_factory=dict)
     models: dict[str, KeptModel] = field(default_factory=dict)
     publish: Publish | None = None
+    saves: list[Large] = field(default_factory=list)
     forget: Request | None = None
     found: Found | None = None
     share: float = 0.0
@@ -138,6 +139,11 @@ class Run:
     def large(self) -> Path:
         """Where large states lie."""
         return self.recovery.with_name("large")
+
+    def saving(self, name: str) -> Large:
+        """Where the state of a step is saved."""
+        self.saves.append(made := Large(self.large, name))
+        return made
 
     def run(self) -> None:
         """Run until the sources end or `stop` is set. Raises `FlowError`."""
@@ -186,14 +192,14 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             self._intake,
         )
         self._next = run.guard("reading", self._merge.next)
-        self._find = run.guard("searching for what is to be forgotten", self._forget)
+        self._find: Callable[[Request], list[Batch]] = run.guard("searching for what is to be forgotten", self._forget)
         run.published.set(self._merge.number)
 
     def next_batch(self) -> Iterable[Batch]:
         if self._run.stop.is_set() or self._run.found is not None:
             raise StopIteration
         if self._run.forget is not None and not self._merge.again:
-            return [self._find(self._run.forget)]
+            return self._find(self._run.forget)
         if self._merge.number - self._run.published.get() >= _CAP:
             return []
         for source, number, partition in self._inputs.appeared():
@@ -205,7 +211,8 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             return []
         raise StopIteration
 
-    def _forget(self, asked: Request) -> Batch:
+    def _forget(self, asked: Request) -> list[Batch]:
+        """The batch that forgets; none when there is nothing to forget."""
         run = self._run
 
         def tell(share: float) -> None:
@@ -213,7 +220,9 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
 
         found = find(asked, run.graph, run.settings, self._merge, run.out / f"{LATE}.jsonl", tell)
         run.found = found
-        return self._merge.forget(found.changes, found.taken, found.positions)
+        if not len(found.positions):
+            return []
+        return [self._merge.forget(found.changes, found.taken, found.positions)]
 
     def snapshot(self) -> Any:
         self._intake.save(self._merge.number)
@@ -297,7 +306,7 @@ def _kept(run: Run, what: str, name: str, make: Callable[[], Holding | Settling]
     """A step that takes whole batches, one after another, and keeps state."""
 
     def build_one(state: Any) -> _Keep:
-        mine, large = make(), Large(run.large, name)
+        mine, large = make(), run.saving(name)
         if state is not None:
             mine.restore(large.load(state))
         return _Keep(run.guard(what, lambda batch: [mine(batch)]), run.guard(what, lambda: large.save(mine.snapshot())))
@@ -314,7 +323,7 @@ def _stage(run: Run, stage: Stage, stream: Any) -> Any:
     split = run.guard(f"{stage.name}: split", Split(stage, run.settings.shards))
 
     def shard(state: Any) -> _Keep:
-        mine, large = Shard(run.graph, stage, perf_counter), Large(run.large, stage.name)
+        mine, large = Shard(run.graph, stage, perf_counter), run.saving(stage.name)
         if state is not None:
             mine.restore(large.load(state))
         run.shards.append(mine)
@@ -347,7 +356,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
 
     def build_one(state: Any) -> _Keep:
         threadpool_limits(1)  # a learner that is asked waits for no thread of its own while a fit takes the processors
-        large = Large(run.large, f"model-{model.name}")
+        large = run.saving(f"model-{model.name}")
         saved = None if state is None else large.load(state)
         mine = kept(model.spec, model.refresh, run.recovery.parent, saved)
         run.models[model.name] = mine
@@ -360,6 +369,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
                 batch.known,
                 batch.first,
                 batch.live,
+                refreshes=batch.forgotten is None,
             )
             predictions, training = made
             if batch.forgotten is not None:

@@ -1,6 +1,6 @@
 """An erasure request: the rows of sources that it means, found by reading the sources again.
 
-A row of an append-only source is taken back as what it is; of a source with corrections or a table the key is deleted,
+A row of an append-only source is taken back as what it is; of a source with corrections or a table it is deleted,
 as a message of the source would. So views are repaired as by any other change. A row of an append-only source that is
 older than its lateness is *final*: operators have let go of what they would need, unless the source is `erasable`.
 
@@ -22,9 +22,10 @@ import polars as pl
 
 from engine.bind import Inputs
 from engine.graph import DELETED, Graph, Source
-from engine.merge import OFFSET_BITS, Chunk, Merge
+from engine.merge import Chunk, Merge
 from engine.settings import Settings
 from operators.delta import AT, BOOL, FLOAT, INT, POS, TIME, Delta, Ints, concat, empty, nulls, to_array
+from operators.latest import latest
 from operators.operator import DefinitionError
 
 
@@ -68,13 +69,13 @@ def _value(source: Source, column: str, text: str) -> pl.Expr:
         raise DefinitionError(f"{what}: floats that look alike may differ; choose another column")
     try:
         if dtype == INT:
-            return pl.lit(int(text), INT)
+            return pl.lit(int(np.int64(int(text))), INT)
         if dtype == BOOL:
             return pl.lit({"true": True, "false": False}[text.lower()])
         if dtype == TIME:
             at = datetime.fromisoformat(text.replace("Z", "+00:00"))
             return pl.lit(at.replace(tzinfo=at.tzinfo or timezone.utc).astimezone(timezone.utc)).cast(TIME)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise DefinitionError(f"{what}: expected such a value") from None
     return pl.lit(text)
 
@@ -125,29 +126,34 @@ def _retractions(rows: Delta, horizon: int, done: Ints) -> Delta:
 
 
 def _deletions(read: _Reading, rows: Delta, condition: pl.Expr) -> tuple[Delta, Ints]:
-    """For each key whose newest message meets the condition a message, after all others, that deletes it.
+    """Messages that delete what meets the condition, and the positions of what they delete.
 
-    And the positions of these newest messages.
+    Of a table whose rows have a time each version, at its time; otherwise each key whose row, as it stands, meets it.
+    A deletion comes right behind what it deletes, so that what comes later counts.
     """
-    source, clock = read.source, read.merge.clock
+    source = read.source
     if not len(rows):
         return rows, rows.pos
-    keys = rows.frame({k: source.columns[k] for k in source.key}).unique()
-    if not set(condition.meta.root_names()) <= set(source.key):
-        rows = read.all(pl.struct(source.key).is_in(keys.to_struct().implode()))
-    frame = rows.frame(source.messages).with_columns(pl.Series(AT, rows.at), pl.Series(POS, rows.pos))
-    order = [AT, POS] if source.table and source.at else [POS]
-    newest = frame.sort(order).unique(source.key, keep="last", maintain_order=True)
-    gone = newest.filter(condition & ~pl.col(DELETED))
-    gone = gone.filter(~np.isin(gone[POS].to_numpy(), read.merge.taken_back(source.name)))
+    if source.table and source.at:
+        gone = _messages(source, rows).filter(~pl.col(DELETED))
+    else:
+        if not set(condition.meta.root_names()) <= set(source.key):
+            keys = rows.frame({k: source.columns[k] for k in source.key}).unique()
+            everything = pl.all_horizontal(pl.col(k).is_null() for k in source.key)
+            rows = read.all(pl.struct(source.key).is_in(keys.to_struct().implode()) | everything)
+        gone = latest(by=source.key).recompute([_messages(source, rows).lazy()]).filter(condition).collect()
+    gone = gone.filter(~np.isin(gone[POS].to_numpy(), read.merge.taken_back(source.name))).sort(POS)
     columns = {n: to_array(gone[n]) if n in source.key else nulls(len(gone), t) for n, t in source.columns.items()}
     columns[DELETED] = np.ones(len(gone), np.int8)
-    one = np.ones(len(gone), np.int64)
-    at = np.maximum(gone[AT].to_numpy(), clock)
+    one, taken = np.ones(len(gone), np.int64), gone[POS].to_numpy()
+    at = gone[AT].to_numpy() if source.at else read.merge.clock * one
     if source.at:
         columns[source.at] = at
-    taken = gone[POS].to_numpy()
-    return Delta(columns, one, at, read.after(taken), 0 * one), taken
+    return Delta(columns, one, at, taken + 1, 0 * one), taken
+
+
+def _messages(source: Source, rows: Delta) -> pl.DataFrame:
+    return rows.frame(source.messages).with_columns(pl.Series(AT, rows.at), pl.Series(POS, rows.pos))
 
 
 class _Reading:
@@ -179,13 +185,6 @@ class _Reading:
                     self.late += int(never.sum())
                     found.append(rows.take(~never))
         return concat(found)
-
-    def after(self, positions: Ints) -> Ints:
-        """For each position of a row one that is behind all rows of its partition, and before those still to come."""
-        last = {}
-        for until, base in self.merge.handed_out(self.source.name):
-            last[base >> OFFSET_BITS] = base + until - 1
-        return np.array([last[p] for p in (positions >> OFFSET_BITS).tolist()], np.int64)
 
 
 def _matching(source: Source, chunk: Chunk, condition: pl.Expr, until: int, base: int) -> Delta:

@@ -95,9 +95,13 @@ def pairs(spec: ModelSpec, student: Online, rows: Delta) -> Iterator[tuple[Any, 
 
 
 def relearn(spec: ModelSpec, student: Online, rows: Delta) -> int:
-    """Let a new student learn examples one after another; returns how many. Raises `ModelError`."""
+    """Let a new student be asked and told examples one after another; returns how many. Raises `ModelError`.
+
+    It is asked because some learners advance on questions.
+    """
     try:
         for x, y in pairs(spec, student, rows):
+            student.predict(x)
             student.learn(x, y)
     except Exception as e:
         raise ModelError.of(spec.name, None, "learn", e) from e
@@ -165,6 +169,8 @@ class AtOnce:
         return None
 
     def forget(self, erased: Erased, seq: int, clock: int) -> str:
+        if not len(erased.log):
+            return "had learnt none of them"
         self.learned += 1
         self._version = None
         if self.keeps:

@@ -12,7 +12,6 @@ import os
 import pickle
 import zlib
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,11 @@ class LargeStateError(RuntimeError):
 
 
 class Large:
-    """The saved states of one step, in files `folder`/`name`.N.state."""
+    """The saved states of one step, in files `folder`/`name`.N.state. saved: by name that of the newest."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name, self.number = folder, name, 0
+        self.saved: dict[str, Path] = {}
 
     def save(self, state: Any) -> Any:
         """What bytewax keeps of a state: the number and name of its file, and without a file its bytes."""
@@ -44,8 +44,10 @@ class Large:
         parts = [head, *(b.raw() for b in buffers)]
         self.number += 1
         self._path(self.number - KEPT).unlink(missing_ok=True)
+        self.saved.pop(self.name, None)
         if sum(map(len, parts)) <= SMALL:
             return self.number, self.name, pickle.dumps(state)
+        self.saved[self.name] = self._path(self.number)
         if not self.folder.exists():
             self.folder.mkdir(exist_ok=True, mode=0o700)
             make_durable(self.folder.parent)
@@ -55,17 +57,20 @@ class Large:
     def load(self, kept: Any) -> Any:
         """The state of which bytewax kept that. Raises `LargeStateError`."""
         self.number, self.name, small = kept
-        return _read(self._path(self.number)) if small is None else pickle.loads(small)
+        if small is not None:
+            return pickle.loads(small)
+        self.saved[self.name] = self._path(self.number)
+        return _read(self._path(self.number))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{self.name}.{number}.state"
 
 
-def remove_older(folder: Path) -> None:
-    """Remove all files of states but the newest of each step: those a crash in an epoch would have gone back to."""
-    for _, several in groupby(sorted(folder.glob("*.state")), lambda p: p.name.rsplit(".", 2)[0]):
-        *older, _ = sorted(several, key=lambda p: int(p.name.rsplit(".", 2)[1]))
-        for path in older:
+def remove_others(folder: Path, kept: Sequence[Large]) -> None:
+    """Remove all files but those of the states that were last saved: what a crash would have gone back to, or left."""
+    named = {path for large in kept for path in large.saved.values()}
+    for path in folder.glob("*"):
+        if path not in named:
             path.unlink()
 
 

@@ -45,7 +45,7 @@ from engine.query import Queried
 from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
 from engine.spec import ModelSpec, asks_probabilities, guarded, prediction_schema
 from engine.student import Judge, ModelError, Reading, guesser, values
-from engine.training import MemoryLog, Training, column, from_log, of_rows
+from engine.training import MemoryLog, Training, column, examples, from_log, of_rows
 from engine.versions import Versions
 from operators.delta import FLOAT, INT, STRING, Columns, Delta, Ints, concat, empty, is_null
 
@@ -94,6 +94,7 @@ class KeptModel:
         clocks: Ints | None = None,
         first: int = 0,
         live: bool = False,
+        refreshes: bool = True,
     ) -> tuple[Delta, Delta]:
         """The predictions, and the changes of the training set, that follow from new questions and answers.
 
@@ -138,7 +139,7 @@ class KeptModel:
         while turn < len(events):
             self._tell(events[turn], seqs[turn])
             turn += 1
-        if self.keeper.steady:
+        if self.keeper.steady and refreshes:
             self._refresh(self._seq)
         self._guard()
         self._guarding = None
@@ -166,7 +167,8 @@ class KeptModel:
         self._record()
         for question in gone:
             self.training.blank(question)
-            question.x = question.label = None
+        if self._naive is not None:
+            self._naive.forget(frozenset(gone))
         log = self.log.read()
         told = of_rows(log, positions).collect()
         left = as_of(told.lazy()).with_columns(pl.lit(-1, INT).alias(WEIGHT), pl.lit(seq, INT).alias(SEQ)).collect()
@@ -176,17 +178,15 @@ class KeptModel:
 
         @cache
         def rest() -> Delta:
-            others = as_of(of_rows(log, positions, others=True)).with_columns(pl.lit(1, INT).alias(WEIGHT))
-            return from_log(others.sort(SEQ, maintain_order=True).collect(), self.spec)[0]
+            others = of_rows(log, positions, others=True).collect()
+            return examples(*from_log(others, self.spec))[0]
 
-        examples, how = len(as_of(told.lazy(), seq=seq - 1).collect()), "had learnt none of them"
-        if len(told):
-            held = {self.training.position(q): q for q in self.examples.answered()}
-            how = self.keeper.forget(Erased(told, change, rest, held), seq, clock)
-            if self._naive is not None:
-                self._naive.forget(frozenset(gone), rest())
+        held = {self.training.position(q): q for q in self.examples.answered()}
+        how = self.keeper.forget(Erased(told, change, rest, held), seq, clock)
+        if self._naive is not None and len(told):
+            self._naive.relearn(rest())
         self._refresh(seq)
-        self.forgotten = {"examples": examples, "how": how}
+        self.forgotten = {"examples": len(as_of(told.lazy(), seq=seq - 1).collect()), "how": how}
         out, self._told = self._told, []
         return concat([empty(self.training.schema), *out])
 
@@ -197,8 +197,10 @@ class KeptModel:
         null, `refused` ones that were not finite; `learned` examples; questions `waiting`, `closed` without an answer
         and `withdrawn` before it; `unmatched` answers that found no question in time; `corrections` that came after
         the answer; `null_labels`; `null_keys`; and `metrics`, `baseline`, `naive` (None unless declared), each
-        {metric: value}, the value None when nothing was scored. Further what the policy has to say.
+        {metric: value}, the value None when nothing was scored; how often the learner `failed`. Further what the policy
+        has to say.
         """
+        kept = self.keeper.figures()
         return {
             **self.examples.count,
             **self._count,
@@ -207,7 +209,8 @@ class KeptModel:
             "baseline": self._baseline.figures(),
             "naive": self._naive.judge.figures() if self._naive else None,
             "guards": {f"{name}: {action}": n for (name, action), n in self._guards.counts.items()},
-            **self.keeper.figures(),
+            **kept,
+            "failed": self._count["failed"] + kept.get("failed", 0),
         }
 
     def snapshot(self) -> Any:

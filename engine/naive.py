@@ -45,11 +45,15 @@ class Naive:
                 except Exception as e:
                     raise ModelError.of(self.judge.name, head.key, "learn", e) from e
 
-    def forget(self, questions: Collection[Question], rest: Delta) -> None:
-        """Let these questions go, and learn anew from the other examples."""
+    def forget(self, questions: Collection[Question]) -> None:
+        """Let these questions go."""
         self._queue = deque(waiting for waiting in self._queue if waiting[0] not in questions)
+
+    def relearn(self, examples: Delta) -> None:
+        """Learn anew, from these examples, which are all there are."""
+        self._queue = deque(waiting for waiting in self._queue if waiting[0].state == OPEN and waiting[0].first)
         self.student = Online(self.spec, clone(self.spec))
-        relearn(self.spec, self.student, rest)
+        relearn(self.spec, self.student, examples)
 
     def snapshot(self) -> Any:
         return self.student.model, self.judge.metric, self.judge.scored, self._queue

@@ -126,6 +126,8 @@ class Queried:
             self._examples.pop(question.example, None)
 
     def forget(self, erased: Erased, seq: int, clock: int) -> str:
+        if not len(erased.log):
+            return "had learnt none of them"
         rest = erased.rest()
         for number, pos in enumerate(rest.pos.tolist()):
             if (question := erased.held.get(pos)) is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def claim(
 
 def _forget_first(pending: Path, forget: Mapping[str, str] | None) -> None:
     if pending.exists() and (left := json.loads(pending.read_text())) != forget:
-        what = " ".join(f"{column}={value}" for column, value in left.items())
+        what = shlex.join(f"{column}={value}" for column, value in left.items())
         raise StateError(
             f"forgetting {what} was cut off, and half of it may be done; finish it before anything else: "
             f"freshet forget PIPELINE {what}"
@@ -176,11 +177,17 @@ def write_durably(path: Path, value: Any) -> None:
 
 
 def compact(recovery: Path) -> None:
-    """Rewrite the store, so that nothing of what was removed from it is left in its files."""
+    """Rewrite the store, so that nothing of what was removed from it is left in its files.
+
+    Raises `StateError` while another process reads it.
+    """
     for path in recovery.glob("part-*.sqlite3"):
         db = sqlite3.connect(path)
         db.execute("VACUUM")
+        busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         db.close()
+        if busy:
+            raise StateError(f"the saved state {str(path)!r} is being read, which keeps what was removed; end that")
 
 
 def forget_torn_epochs(recovery: Path) -> None:

@@ -173,6 +173,8 @@ class Refitted:
                 self.wait(seq, clock)
 
     def forget(self, erased: Erased, seq: int, clock: int) -> str:
+        self._ahead = []
+        self.versions.cut(seq, self._serving.name if self._serving else None)
         if self._fit is not None:
             self.wait(seq - 1, clock)
         self._learned -= len(erased.gone)
@@ -180,8 +182,6 @@ class Refitted:
         if self._shadow is not None:
             self._shadow = Online(self.spec, shadow(self.spec, self.refresh_.debt and self.refresh_.debt.shadow))
             relearn(self.spec, self._shadow, erased.rest())
-        if self._before is not None and saw(self.versions.about(self._before), erased.log):
-            self._before = None
         if self._serving is None or not (seen := saw(self._serving, erased.log)):
             return "no version that serves had seen them"
         self.meter.forgotten(seen)
@@ -276,7 +276,7 @@ class Refitted:
         about = self.versions.about(served.version)
         self.versions.model(served.version)
         self.versions.serve(served)
-        self._before = self._serving.name if self._serving else None
+        self._before = self._serving.name if self._serving and not self._serving.forgotten else None
         self._serving = about
 
     def close(self) -> None:
@@ -314,11 +314,13 @@ class Refitted:
         return names, fit, self.meter, learner, kept
 
     def restore(self, state: Any) -> None:
-        (serving, self._before), fit, self.meter, learner, kept = state
+        (serving, before), fit, self.meter, learner, kept = state
         self._seconds, self._cost, self._checksum, self._learned, self._failed, self._count, self._last = kept
         if learner is not None:
             self._shadow = Online(self.spec, learner)
         if serving is not None:
             self._serving = self.versions.about(serving)
+        if before is not None and not self.versions.about(before).forgotten:
+            self._before = before
         if fit is not None:
             self._start(*fit)

@@ -307,7 +307,9 @@ def forgotten_of(report: Mapping[str, Any]) -> RenderableType:
             how += f"; {fit['name']} was fitted on {fit['examples']:,} examples and {fit['verdict']}"
         models.add_row(name, number(m["examples"]), how)
     remains = [Text("What remains", style="bold"), *(Text(f"- {line}") for line in report["remains"]), Text()]
-    title = Text(f"{report['pipeline']}: forgot {what}", style="bold green")
+    found = any(s["records"] for s in report["sources"].values())
+    told = f"forgot {what}" if found else f"nothing of {what} was found"
+    title = Text(f"{report['pipeline']}: {told}", style="bold green")
     return Group(Text(), title, Text(), *(t for t in (sources, views, models) if t.row_count), *remains)
 
 

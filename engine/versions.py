@@ -18,7 +18,7 @@ import msgspec
 import polars as pl
 
 from engine.large import make_durable
-from engine.log import WEIGHT, as_of
+from engine.log import SEQ, WEIGHT, as_of
 from operators.delta import AT, INT, POS
 
 
@@ -131,10 +131,10 @@ class Versions:
         self._models.pop(version.name, None)
 
     def forgot(self, name: str, examples: int, remove: bool) -> None:
-        """Note that so many examples that a version saw were erased. remove: its learner, for good."""
+        """Note how many examples that a version saw were erased until now. remove: its learner, for good."""
         assert self.folder is not None
         about = self._about(name)
-        about.forgotten += examples
+        about.forgotten = examples
         model = self.folder / name / "model.pkl"
         if remove:
             about.verdict = "removed"
@@ -146,6 +146,27 @@ class Versions:
         if remove:
             model.unlink(missing_ok=True)
         make_durable(self.folder / name)
+
+    def cut(self, seq: int, serving: str | None) -> None:
+        """Remove what a run that was killed did at this change or later, which another one takes the place of.
+
+        serving: the version that serves before it.
+        """
+        assert self.folder is not None
+        for v in self.all():
+            if v.seq >= seq:
+                gone = (self.folder / v.name).rename(self.folder / f"{v.name}.new")
+                shutil.rmtree(gone)
+                self._models.pop(v.name, None)
+        kept = [s for s in self._served if s.seq <= seq]
+        while kept and kept[-1].version != serving:
+            kept.pop()
+        if kept != self._served:
+            self._served, draft = kept, self.folder / "served.draft"
+            draft.write_bytes(b"".join(msgspec.json.encode(s) + b"\n" for s in kept))
+            make_durable(draft)
+            draft.rename(self.folder / "served.jsonl")
+        make_durable(self.folder)
 
     @property
     def served(self) -> list[Served]:
@@ -230,6 +251,14 @@ def saw(version: Version, log: pl.DataFrame) -> int:
     """On how many of the examples of which a log tells a version was fitted, or its parents were."""
     rows = as_of(log.lazy(), seq=version.seq).collect()
     return len(rows) if version.first is None else int((rows[AT].cast(INT) >= version.first).sum())
+
+
+def erased(version: Version, log: pl.LazyFrame) -> int:
+    """How many of the examples that a version knew its log does not tell of any more."""
+    if version.first is None:
+        return 0
+    then = log.filter(pl.col(SEQ) <= version.seq, pl.col(AT).cast(INT) >= version.first)
+    return version.examples - int(then.select(pl.col(WEIGHT).sum()).collect().item())
 
 
 def taken_back(version: Version, log: pl.LazyFrame) -> int:

@@ -201,6 +201,12 @@ def _meet(  # type: ignore[no-untyped-def]
                 continue
             if r_weight[j] > 0:
                 r_slab = put(r_slab, r_runs, r_free, s, r_at[j], r_pos[j], r_row[j], r_hidden[j])
+                k = first(r_slab, r_runs[s, 2], r_runs[s, 3], r_at[j], r_pos[j])
+                while r_hidden[j] == 1 and k > r_runs[s, 2] and r_slab[k - 1, 0] == r_at[j]:
+                    k -= 1  # hidden from its own time on: no row can meet it any more
+                    r_gone = appended(r_gone, r_goners, r_slab[k, 2])
+                    r_goners += 1
+                    cut(r_slab, r_runs, s, k)
                 continue
             k = first(r_slab, r_runs[s, 2], r_runs[s, 3], r_at[j], r_pos[j])
             if k == r_runs[s, 3] or r_slab[k, 0] != r_at[j] or r_slab[k, 1] != r_pos[j]:

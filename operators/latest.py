@@ -44,6 +44,7 @@ from operators.delta import (
     Ints,
     Schema,
     is_null,
+    null_of,
     numpy_type,
 )
 from operators.operator import DefinitionError, Maintained, Operator, as_names, fit_as_key, microseconds
@@ -303,8 +304,10 @@ class _Newest(Keyed):
             out = {n: np.concatenate([c, self.columns[n][kept]])[index] for n, c in columns.items()}
         else:
             out = {n: c[source] for n, c in columns.items()}
+        gone = slot[self.stand[slot] == _GONE]
         for name, column in self.columns.items():
             column[changed] = columns[name][sources]
+            column[gone] = null_of(self.out[name])
         weight, at, pos, seq = (np.ascontiguousarray(lines[:, i]) for i in range(1, 5))
         return Delta(out, weight, at, pos, seq)
 

@@ -44,10 +44,10 @@ def first(rows, a, b, at, pos):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def taller(lines, n):  # type: ignore[no-untyped-def]
-    """The lines with room for at least n, at least doubled when there have to be more; new ones hold anything."""
+    """The lines with room for at least n, at least doubled when there have to be more; new ones are zero."""
     if lines.shape[0] >= n:
         return lines
-    more = np.empty((max(n, 2 * lines.shape[0]), lines.shape[1]), np.int64)
+    more = np.zeros((max(n, 2 * lines.shape[0]), lines.shape[1]), np.int64)
     for i in range(lines.shape[0]):  # in loops: copies of slices take seconds to compile
         for w in range(lines.shape[1]):
             more[i, w] = lines[i, w]

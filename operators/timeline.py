@@ -93,7 +93,7 @@ def move(slab, runs, free, slot, room):  # type: ignore[no-untyped-def]
         else:
             new = free[_TOP]
             if new + room > slab.shape[0]:
-                more = np.empty((max(2 * slab.shape[0], new + room), 4), np.int64)
+                more = np.zeros((max(2 * slab.shape[0], new + room), 4), np.int64)
                 more[:new] = slab[:new]
                 slab = more
             free[_TOP] = new + room

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,3 +99,41 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(
     verdict = bank.judge()
     assert verdict.clean, verdict
     assert verdict.changes >= 2500
+
+
+SECOND = """
+import polars as pl
+import operators as op
+from engine import Pipeline
+
+p = Pipeline("second")
+features = p.source(
+    "features", key="id", at="at", lateness="1d", append_only=False,
+    schema={"id": int, "src": str, "amount": int, "at": pl.Datetime},
+)
+p.sink("spent", p.view("spent", features, op.aggregate(by="src", total=op.total("amount"), transfers=op.count())))
+"""
+
+
+def test_a_view_is_a_source_of_another_pipeline(bank: Bank, topic: Topic) -> None:
+    second, spent = bank.folder / "second", topic(2)
+    second.mkdir()
+    (second / "pipeline.py").write_text(SECOND)
+    place = f"kafka://{bank.bootstrap}"
+    world = World(4)
+    for _ in range(2):
+        send(bank.bootstrap, bank.inputs, world.happen(400))
+        assert bank.run().returncode == 0
+        done = freshet(
+            "run", second, "--bind", f"features={place}/{bank.outputs['features']}", "--sink", f"spent={place}/{spent}",
+            "--port", 0, cwd=bank.folder,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert newest(bank.bootstrap, spent) == newest(bank.bootstrap, bank.outputs["debits"])
+
+
+def newest(bootstrap: str, topic: str) -> dict[bytes, Any]:
+    """What a compacted topic holds, without event times."""
+    held = {r.key: r.value for r in read(bootstrap, topic)}
+    rows = {key: json.loads(value) for key, value in held.items() if value is not None}
+    return {key: {n: v for n, v in row.items() if n != "at"} for key, row in rows.items()}
