@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 DAYS ?=
 PORT ?= 9092
 
-.PHONY: help setup run compare kafka kafka-status kafka-stop test check format lint types bench clean
+.PHONY: help setup run compare kafka kafka-status kafka-stop test check format lint types bench bench-kafka clean
 
 help: ## Print this help
 	@printf 'Freshet: streaming incremental view maintenance for machine learning\n\n'
@@ -72,6 +72,9 @@ types: $(STAMP)
 bench: $(STAMP) ## Measure against a hand-written loop and idiomatic bytewax, and a resume with a million keys
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.resume
+
+bench-kafka: $(STAMP) ## Measure through a real broker, beside kafka-python alone (needs Java and Maven)
+	@$(BIN)/python -m benchmarks.through_kafka
 
 clean: ## Forget outputs and state
 	rm -rf out state

@@ -1,0 +1,253 @@
+"""W1 and a model through a real broker, beside what kafka-python alone reaches: `python -m benchmarks.through_kafka`.
+
+Starts a broker of its own, or uses that of KAFKA_BOOTSTRAP. Each measurement is a process of its own and they take
+turns, so that ratios are of the same minutes. Events are JSON of some 200 bytes in a topic of 4 partitions.
+
+| measurement | what is done with each event |
+| --- | --- |
+| consume, plain | kafka-python reads it, orjson decodes it |
+| consume + produce, plain | and kafka-python sends it on |
+| consume, W1 | the engine keeps W1's views, without an output |
+| consume, W1, produce | and sends each row of the view to a topic |
+
+Then the latency from sending a question to its prediction on the output topic, at a steady rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import orjson
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.engine_run import pipeline, tell
+from benchmarks.workload import frame
+from deploy.broker.broker import Broker
+from engine.flow import Run
+from engine.publish import outputs
+from engine.recovery import claim
+from engine.settings import Settings, SinkSettings, SourceSettings
+
+PARTITIONS = 4
+KINDS = ("consume, plain", "consume + produce, plain", "consume, W1", "consume, W1, produce")
+
+
+def make(bootstrap: str) -> str:
+    """A new topic."""
+    name = f"bench-{uuid.uuid4().hex[:8]}"
+    with KafkaAdminClient(bootstrap_servers=bootstrap) as admin:
+        topics = {name: {"num_partitions": PARTITIONS, "replication_factor": 1}}
+        admin.create_topics(topics, wait_for_metadata=True)
+    return name
+
+
+def fill(bootstrap: str, topic: str, events: int) -> int:
+    """Send the workload; the bytes of an event."""
+    rows = frame(events, 10_000, 7, per_hour=2_298, late_share=0.02).with_columns(note=None).to_dicts()
+    size = 0
+    with KafkaProducer(bootstrap_servers=bootstrap, linger_ms=20, batch_size=128 << 10) as producer:
+        for i, row in enumerate(rows):
+            row["note"] = "x" * 45
+            value = orjson.dumps(row)
+            size += len(value)
+            producer.send(topic, value, row["card_id"].encode(), partition=i * PARTITIONS // events)
+        producer.flush()
+    return size // events
+
+
+def plain(bootstrap: str, topic: str, events: int, to: str | None) -> dict[str, float]:
+    """kafka-python alone."""
+    settings: dict[str, Any] = {"max_poll_records": 5000, "max_partition_fetch_bytes": 4 << 20}
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, metrics_enabled=False, **settings)
+    producer = KafkaProducer(bootstrap_servers=bootstrap, batch_size=128 << 10, metrics_enabled=False)
+    keys = [TopicPartition(topic, p) for p in range(PARTITIONS)]
+    consumer.assign(keys)
+    consumer.seek_to_beginning()
+    seen, began, cpu = 0, 0.0, 0.0
+    while seen < events:
+        for records in consumer.poll(1000).values():
+            if not began:
+                began, cpu, seen = time.perf_counter(), time.process_time(), -len(records)
+            for r in records:
+                orjson.loads(r.value)
+                if to is not None:
+                    producer.send(to, r.value, r.key, partition=r.partition)
+            seen += len(records)
+            events -= len(records) if seen <= 0 else 0
+    producer.flush()
+    return {"events": seen, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+
+
+def settings_of(bootstrap: str, topic: str, sinks: Mapping[str, str]) -> Settings:
+    return Settings(
+        sources={"payments": SourceSettings(topic=topic)},
+        sinks={name: SinkSettings(topic=to) for name, to in sinks.items()},
+        kafka={"bootstrap_servers": bootstrap},
+    )
+
+
+def engine(bootstrap: str, topic: str, to: str | None, folder: Path) -> dict[str, float]:
+    """W1 through the engine; timed from the first batch to the last."""
+    p = pipeline(model=False)
+    if to is None:
+        p.sinks.clear()
+    settings = settings_of(bootstrap, topic, {} if to is None else {"rows": to})
+    state = claim(folder / "state", p.name, p.definition(), 1, folder, outputs(p, settings.sinks))
+    run = Run(p, settings, folder, state.recovery)
+    marks: list[tuple[float, float, int]] = []
+
+    def published() -> None:
+        if run.publish is not None:
+            marks.append((time.perf_counter(), time.process_time(), sum(run.publish.read.values())))
+
+    tell(run, published)
+    run.run()
+    (began, cpu, first), (_, _, last) = marks[0], marks[-1]
+    return {"events": last - first, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+
+
+def latency(bootstrap: str, rate: int, seconds: float, folder: Path) -> dict[str, float]:
+    """Percentiles of milliseconds from sending an event to its prediction, at so many events a second."""
+    topic, to = make(bootstrap), make(bootstrap)
+    p = pipeline(model=True)
+    p.sinks.pop("rows")
+    settings = settings_of(bootstrap, topic, {"predictions": to})
+    state = claim(folder / "state", p.name, p.definition(), 1, folder, outputs(p, settings.sinks))
+    line = [sys.executable, "-m", "benchmarks.through_kafka", "--load", topic, to, str(rate), str(seconds)]
+    with subprocess.Popen([*line, "--bootstrap", bootstrap], stdout=subprocess.PIPE, text=True) as load:
+        run = Run(p, settings, folder, state.recovery, follow=True, now=lambda: time.time_ns() // 1000)
+        thread = Thread(target=run.run)
+        thread.start()
+        told, _ = load.communicate()
+        run.stop.set()
+        thread.join()
+    found: dict[str, float] = json.loads(told)
+    return found
+
+
+def load(bootstrap: str, topic: str, to: str, rate: int, seconds: float) -> dict[str, float]:
+    """Send events at a steady rate and see when their predictions come."""
+    n = int(rate * seconds)
+    rows = frame(n, 10_000, 7, per_hour=2_298, late_share=0.02).to_dicts()
+    values = [(orjson.dumps(r), r["card_id"].encode()) for r in rows]
+    sent, came = [0.0] * n, [0.0] * n
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, fetch_max_wait_ms=50)
+    consumer.assign([TopicPartition(to, p) for p in range(PARTITIONS)])
+    consumer.seek_to_beginning()
+    left = n
+
+    def read() -> None:
+        nonlocal left
+        while left > 0:
+            for records in consumer.poll(100).values():
+                now = time.perf_counter()
+                for r in records:
+                    came[orjson.loads(r.key)["tx_id"]] = now
+                left -= len(records)
+
+    reader = Thread(target=read)
+    reader.start()
+    with KafkaProducer(bootstrap_servers=bootstrap) as producer:
+        producer.partitions_for(topic)
+        time.sleep(5)  # the engine starts
+        began = time.perf_counter()
+        for i, (value, key) in enumerate(values):
+            if (ahead := began + i / rate - time.perf_counter()) > 0:
+                time.sleep(ahead)
+            sent[i] = time.perf_counter()
+            producer.send(topic, value, key, partition=i % PARTITIONS)
+    reader.join()
+    skip = n // 4  # until all is compiled and warm
+    took = sorted((b - a) * 1000 for a, b in zip(sent[skip:], came[skip:], strict=True))
+    at = {name: took[int(len(took) * share)] for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))}
+    return {**at, "rate": (n - skip) / (sent[-1] - sent[skip])}
+
+
+def measure(kind: str, bootstrap: str, topic: str, events: int) -> dict[str, float]:
+    to = make(bootstrap) if "produce" in kind else None
+    if "plain" in kind:
+        return plain(bootstrap, topic, events, to)
+    with tempfile.TemporaryDirectory() as folder:
+        return engine(bootstrap, topic, to, Path(folder))
+
+
+def in_a_process(kind: str, bootstrap: str, topic: str, events: int) -> dict[str, float]:
+    line = [sys.executable, "-m", "benchmarks.through_kafka", "--kind", kind, "--topic", topic]
+    done = subprocess.run(
+        [*line, "--bootstrap", bootstrap, "--events", str(events)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--events", type=int, default=300_000)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--rate", type=int, default=5_000)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--bootstrap", default=os.environ.get("KAFKA_BOOTSTRAP"))
+    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--topic", help=argparse.SUPPRESS)
+    parser.add_argument("--load", nargs=4, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.kind:
+        print(json.dumps(measure(given.kind, given.bootstrap, given.topic, given.events)))
+        return
+    if given.load:
+        topic, to, rate, seconds = given.load
+        print(json.dumps(load(given.bootstrap, topic, to, int(rate), float(seconds))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        broker = None if given.bootstrap else Broker(Path(folder) / "broker").start()
+        try:
+            report(given, given.bootstrap or (broker.bootstrap if broker else ""), Path(folder))
+        finally:
+            if broker is not None:
+                broker.stop()
+
+
+def report(given: argparse.Namespace, bootstrap: str, folder: Path) -> None:
+    console = Console(highlight=False)
+    topic = make(bootstrap)
+    size = fill(bootstrap, topic, given.events)
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=given.turns * len(KINDS))
+        for _ in range(given.turns):
+            for kind in KINDS:
+                found[kind].append(in_a_process(kind, bootstrap, topic, given.events))
+                bar.advance(task)
+    table = Table(title=f"{given.events:,} events of {size} bytes, {PARTITIONS} partitions, medians of {given.turns}")
+    for name in ("measurement", "events/s", "us CPU per event", "of plain"):
+        table.add_column(name, justify="left" if name == "measurement" else "right")
+    rates = {k: statistics.median(m["events"] / m["seconds"] for m in ms) for k, ms in found.items()}
+    for kind, ms in found.items():
+        cpu = statistics.median(m["cpu"] / m["events"] * 1e6 for m in ms)
+        beside = rates[KINDS[1 if "produce" in kind else 0]]
+        table.add_row(kind, f"{rates[kind]:,.0f}", f"{cpu:.1f}", f"{rates[kind] / beside:.2f}")
+    console.print(table)
+    told = latency(bootstrap, given.rate, given.seconds, folder / "latency")
+    console.print(
+        f"latency at {told['rate']:,.0f} events/s: p50 {told['p50']:.1f} ms, p90 {told['p90']:.1f} ms, "
+        f"p99 {told['p99']:.1f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()
