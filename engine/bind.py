@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -130,7 +130,9 @@ class Inputs:
                 parts.append(File(path, _decoder(source, bound), follow, state))
             if bound.topics:
                 mine = [known[n] for i in range(len(known)) if (n := f"{source.name}/{i}") in known]
-                wanted.append((source.name, bound.topics, bound.start, _decoder(source, bound), mine))
+                wanted.append(
+                    (source.name, bound.topics, bound.start, _decoder(source, bound), mine, _json(bound, settings))
+                )
         if wanted:
             from engine.topics import Topics, Wanted  # the client is slow to import
 
@@ -164,6 +166,17 @@ class Inputs:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _json(bound: SourceSettings, settings: Settings) -> Callable[[bytes], bytes] | None:
+    """What makes JSON of the records of a topic; None when they are."""
+    if bound.encoding == "json":
+        return None
+    try:
+        from engine.avro import Avro
+    except ImportError:
+        raise SettingsError("records in Avro need fastavro: pip install 'freshet[avro]'") from None
+    return Avro(settings.registry).json
 
 
 def _decoder(source: Source, bound: SourceSettings) -> Decoder:

@@ -37,6 +37,8 @@ class SourceSettings(msgspec.Struct, forbid_unknown_fields=True):
     """A topic or a list of topics; a name that begins with '^' is a regular expression of topics."""
     start: str | dict[str, int] = "earliest"
     """Where a topic is begun: "earliest", "latest", a time such as "2024-01-01T00:00:00Z", or offsets by partition."""
+    encoding: Literal["json", "avro"] = "json"
+    """How the records of a topic are written; the schemas of Avro are in the `registry`."""
     format: Format = "rows"
     """"rows": each line an insert. "changes": lines with an `op` or `weight`. "debezium": change envelopes."""
     strict_columns: bool = False
@@ -74,6 +76,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """By sink name (or `late`, `dead_letters`): where it goes, when not to a file."""
     kafka: dict[str, Any] = {}
     """Settings of the clients of Kafka, by the names of kafka-python; in the environment FRESHET_KAFKA_NAME."""
+    registry: str = ""
+    """The address of the schema registry, for records in Avro."""
     transactions: str = ""
     """A topic of progress records; if given, what goes to topics becomes visible as each epoch's one transaction."""
     refresh: dict[str, str] = {}
@@ -116,6 +120,10 @@ def load(
         if (one.path is None) == (one.topic is None):
             raise SettingsError(f"{path}: sources.{name} has {_both(one)}; expected either path or topic")
         _check_start(f"{path}: sources.{name}", one.start)
+        if one.encoding == "avro" and not (one.topic and settings.registry):
+            raise SettingsError(
+                f'{path}: sources.{name} is in Avro; expected a topic, and at the top registry = "http://HOST:PORT"'
+            )
         one.path = [str(folder / p) for p in one.paths] or None
     for name, value in overrides.items():
         if value is not None:

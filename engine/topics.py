@@ -27,6 +27,7 @@ from engine.brokers import BrokerError, consumer, told
 from engine.decode import Decoder
 from engine.files import chunk
 from engine.merge import Bad, Chunk
+from engine.scan import Records
 from engine.settings import instant
 from engine.unpack import Packed, UnpackError, unpack, values
 
@@ -68,12 +69,12 @@ class Topic:
     read yet.
     """
 
-    def __init__(self, topics: Topics, origin: Origin, decoder: Decoder, position: int, limit: int | None) -> None:
+    def __init__(self, topics: Topics, origin: Origin, wanted: Wanted, position: int, limit: int | None) -> None:
         self.name, self.origin = f"{origin.topic}/{origin.partition}", origin
         self.position = self.there = self._begin = self.fetched = position
         self.limit = limit
         self.size = 0
-        self._topics, self._decoder = topics, decoder
+        self._topics, self._wanted = topics, wanted
         self._queue: deque[tuple[list[Packed], int, int]] = deque()
 
     @property
@@ -110,13 +111,24 @@ class Topic:
             size += more
             self.position = max(self.position, position if self.limit is None else min(position, self.limit))
         self.size -= size
-        return None if self.position == before else _chunk(self._decoder, taken)
+        return None if self.position == before else _chunk(self._wanted, taken)
 
     def identity(self) -> Any:
         return self.origin._asdict()
 
 
-def _chunk(decoder: Decoder, packed: Sequence[Packed]) -> Chunk:
+class Wanted(NamedTuple):
+    """What a source wants: topics by name or expression, from where, and the partitions that it has read before."""
+
+    source: str
+    names: Sequence[str]
+    start: str | Mapping[str, int]
+    decoder: Decoder
+    known: Sequence[Any]
+    json: Callable[[bytes], bytes] | None = None
+
+
+def _chunk(wanted: Wanted, packed: Sequence[Packed]) -> Chunk:
     """The rows of records; a value that is null, or says so in JSON, is a tombstone."""
     given, null = values(packed)
     null[[i for i in np.flatnonzero(given.end - given.begin == 4) if given[i] == b"null"]] = True
@@ -129,19 +141,41 @@ def _chunk(decoder: Decoder, packed: Sequence[Packed]) -> Chunk:
         p = int(np.searchsorted(edges, i, "right")) - 1
         return packed[p].key(i - int(edges[p])), int(packed[p].time[i - int(edges[p])])
 
-    found = chunk(decoder.decode(given, [(i, sent(i)[0]) for i in np.flatnonzero(null).tolist()]), offsets, given)
-    found.bad = [b if not b.reason else Bad(*b[:3], *sent(int(np.searchsorted(offsets, b.offset)))) for b in found.bad]
-    return found
+    tombstones = [(i, sent(i)[0]) for i in np.flatnonzero(null).tolist()]
+    told, reasons = given, dict[int, str]()
+    if wanted.json is not None:
+        told, tombstones, reasons = _in_json(wanted.json, given, tombstones)
+    found = wanted.decoder.decode(told, tombstones)
+    if reasons:
+        found.skipped -= len(reasons)
+        found.bad = sorted([*found.bad, *reasons.items()])
+    made = chunk(found, offsets, told)
+    for k, b in enumerate(made.bad):
+        if b.reason:
+            i = int(np.searchsorted(offsets, b.offset))
+            made.bad[k] = Bad(b.offset, b.reason, given[i], *sent(i))
+    return made
 
 
-class Wanted(NamedTuple):
-    """What a source wants: topics by name or expression, from where, and the partitions that it has read before."""
+Tombstones = list[tuple[int, bytes | None]]
 
-    source: str
-    names: Sequence[str]
-    start: str | Mapping[str, int]
-    decoder: Decoder
-    known: Sequence[Any]
+
+def _in_json(
+    json: Callable[[bytes], bytes], given: Records, tombstones: Tombstones
+) -> tuple[Records, Tombstones, dict[int, str]]:
+    """Records and keys as JSON, and why some cannot be; these are blank."""
+    reasons: dict[int, str] = {}
+
+    def one(i: int, record: bytes) -> bytes:
+        try:
+            return json(record) if record else b""
+        except ValueError as error:
+            reasons[i] = str(error)
+            return b""
+
+    told = Records.of([one(i, record) for i, record in enumerate(given)])
+    keys = [(i, None if key is None else one(i, key)) for i, key in tombstones]
+    return told, [(i, key) for i, key in keys if i not in reasons], reasons
 
 
 class Topics:
@@ -285,7 +319,7 @@ class Topics:
         return starts
 
     def _add(self, wanted: Wanted, origin: Origin, position: int, end: int) -> Topic:
-        part = Topic(self, origin, wanted.decoder, position, None if self._follow else end)
+        part = Topic(self, origin, wanted, position, None if self._follow else end)
         part.there = end
         self.parts[wanted.source].append(part)
         return part

@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.schedule", "engine.intake"),
     ("engine.policy", "engine.examples"),
     ("engine.learners", "engine.neighbours"),
-    ("engine.unpack",),
+    ("engine.unpack", "engine.avro"),
     ("engine.scan", "engine.compiled", "engine.spec", "engine.large"),
     ("engine.guard",),
     ("operators",),
