@@ -157,6 +157,8 @@ class Run:
                 epoch_interval=timedelta(microseconds=microseconds(self.settings.epoch, "epoch")),
                 recovery_config=RecoveryConfig(self.recovery, None),  # type: ignore[no-untyped-call]
             )
+            if self.inputs is not None and self.merge is not None:
+                self.inputs.commit(self.merge.saved())
         except BaseException as error:  # bytewax also raises panics, which are no Exceptions
             if self.failed is None and self.addresses:
                 raise FlowError("another process failed, or is gone") from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from threading import Event, Thread
 from time import monotonic
 from typing import Any, NamedTuple
@@ -358,6 +359,8 @@ class Topics:
         except Exception as error:
             self._failed = self._why(error)
         finally:
+            with suppress(kafka_errors.KafkaError):
+                self._commit(wait=True)
             self._consumer.close(timeout_ms=1000)
 
     def _steer(self) -> bool:
@@ -372,11 +375,14 @@ class Topics:
             self._consumer.resume(*less)
         return len(full) < len(self._by_key)
 
-    def _commit(self) -> None:
+    def _commit(self, wait: bool = False) -> None:
         positions, self._positions = self._positions, {}
         if positions:
             offsets = {part.origin.key: OffsetAndMetadata(at, "", -1) for part, at in positions.items()}
-            self._consumer.commit_async(offsets, callback=lambda offsets, answer: None)
+            if wait:
+                self._consumer.commit(offsets, timeout_ms=2000)
+            else:
+                self._consumer.commit_async(offsets, callback=lambda offsets, answer: None)
 
     def _look(self) -> None:
         """See whether topics were made anew or deleted, and whether partitions were added."""

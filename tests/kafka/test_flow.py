@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaConsumer, TopicPartition
 
 from tests.chaos.world import SINKS, World, judge, read, send
 from tests.flow.running import command, environment, freshet
@@ -48,6 +49,12 @@ class Bank:
             finally:
                 process.kill()
 
+    def lag(self) -> int:
+        """What the group of the pipeline has not read, as Kafka knows it."""
+        with KafkaConsumer(bootstrap_servers=self.bootstrap, group_id="freshet-bank", enable_auto_commit=False) as c:
+            keys = [TopicPartition(t, p) for t in self.inputs.values() for p in sorted(c.partitions_for_topic(t))]
+            return sum(end - (c.committed(key) or 0) for key, end in c.end_offsets(keys).items())
+
     def judge(self):  # type: ignore[no-untyped-def]
         return judge(self.bootstrap, self.inputs, self.outputs)
 
@@ -69,6 +76,7 @@ def test_the_views_in_topics_equal_a_recompute(bank: Bank) -> None:
     again = bank.run()
     assert again.returncode == 0
     assert bank.judge().messages == verdict.messages, "nothing new, nothing said"
+    assert bank.lag() == 0, "tools that show lag see that all was read"
 
 
 def until(process: subprocess.Popen[str], reached: Callable[[], bool], seconds: float = 60) -> None:
