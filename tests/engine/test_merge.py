@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.graph import Source
-from engine.merge import OFFSET_BITS, Chunk, Merge
+from engine.merge import OFFSET_BITS, Bad, Chunk, Merge
 from engine.scan import Records
 from operators.delta import BEGINNING, FLOAT, NULL, TIME
 
@@ -59,7 +59,7 @@ class Blocks:
             at,
             np.array(rows, np.int64),
             Records.of([b'{"row":%d}' % i for i in rows]),
-            [(i, "broken", b"raw %d" % i) for i in range(a, b) if i in self.bad],
+            [Bad(i, "broken", b"raw %d" % i) for i in range(a, b) if i in self.bad],
         )
 
     def identity(self) -> Any:
