@@ -1,7 +1,8 @@
 """W1 and a model through a real broker, beside what kafka-python alone reaches: `python -m benchmarks.through_kafka`.
 
 Starts a broker of its own, or uses that of KAFKA_BOOTSTRAP. Each measurement is a process of its own and they take
-turns, so that ratios are of the same minutes. Events are JSON of some 200 bytes in a topic of 4 partitions.
+turns, so that ratios are of the same minutes. A process reads a long topic, another a short one, and what counts is the
+difference: without start, compilation, and what was fetched ahead. Events are JSON of some 180 bytes, in 4 partitions.
 
 | measurement | what is done with each event |
 | --- | --- |
@@ -35,7 +36,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.engine_run import pipeline, tell
+from benchmarks.engine_run import pipeline
 from benchmarks.workload import frame
 from deploy.broker.broker import Broker
 from engine.flow import Run
@@ -70,27 +71,22 @@ def fill(bootstrap: str, topic: str, events: int) -> int:
     return size // events
 
 
-def plain(bootstrap: str, topic: str, events: int, to: str | None) -> dict[str, float]:
+def plain(bootstrap: str, topic: str, events: int, to: str | None) -> None:
     """kafka-python alone."""
     settings: dict[str, Any] = {"max_poll_records": 5000, "max_partition_fetch_bytes": 4 << 20}
     consumer = KafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, metrics_enabled=False, **settings)
     producer = KafkaProducer(bootstrap_servers=bootstrap, batch_size=128 << 10, metrics_enabled=False)
-    keys = [TopicPartition(topic, p) for p in range(PARTITIONS)]
-    consumer.assign(keys)
+    consumer.assign([TopicPartition(topic, p) for p in range(PARTITIONS)])
     consumer.seek_to_beginning()
-    seen, began, cpu = 0, 0.0, 0.0
+    seen = 0
     while seen < events:
         for records in consumer.poll(1000).values():
-            if not began:
-                began, cpu, seen = time.perf_counter(), time.process_time(), -len(records)
             for r in records:
                 orjson.loads(r.value)
                 if to is not None:
                     producer.send(to, r.value, r.key, partition=r.partition)
             seen += len(records)
-            events -= len(records) if seen <= 0 else 0
     producer.flush()
-    return {"events": seen, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
 
 
 def settings_of(bootstrap: str, topic: str, sinks: Mapping[str, str]) -> Settings:
@@ -101,24 +97,14 @@ def settings_of(bootstrap: str, topic: str, sinks: Mapping[str, str]) -> Setting
     )
 
 
-def engine(bootstrap: str, topic: str, to: str | None, folder: Path) -> dict[str, float]:
-    """W1 through the engine; timed from the first batch to the last."""
+def engine(bootstrap: str, topic: str, to: str | None, folder: Path) -> None:
+    """W1 through the engine."""
     p = pipeline(model=False)
     if to is None:
         p.sinks.clear()
     settings = settings_of(bootstrap, topic, {} if to is None else {"rows": to})
     state = claim(folder / "state", p.name, p.definition(), 1, folder, outputs(p, settings.sinks))
-    run = Run(p, settings, folder, state.recovery)
-    marks: list[tuple[float, float, int]] = []
-
-    def published() -> None:
-        if run.publish is not None:
-            marks.append((time.perf_counter(), time.process_time(), sum(run.publish.read.values())))
-
-    tell(run, published)
-    run.run()
-    (began, cpu, first), (_, _, last) = marks[0], marks[-1]
-    return {"events": last - first, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+    Run(p, settings, folder, state.recovery).run()
 
 
 def latency(bootstrap: str, rate: int, seconds: float, folder: Path) -> dict[str, float]:
@@ -179,11 +165,15 @@ def load(bootstrap: str, topic: str, to: str, rate: int, seconds: float) -> dict
 
 
 def measure(kind: str, bootstrap: str, topic: str, events: int) -> dict[str, float]:
+    """Seconds, and seconds of the processor, for all events of a topic."""
     to = make(bootstrap) if "produce" in kind else None
-    if "plain" in kind:
-        return plain(bootstrap, topic, events, to)
+    began, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        return engine(bootstrap, topic, to, Path(folder))
+        if "plain" in kind:
+            plain(bootstrap, topic, events, to)
+        else:
+            engine(bootstrap, topic, to, Path(folder))
+    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
 
 
 def in_a_process(kind: str, bootstrap: str, topic: str, events: int) -> dict[str, float]:
@@ -197,7 +187,7 @@ def in_a_process(kind: str, bootstrap: str, topic: str, events: int) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=int, default=300_000)
+    parser.add_argument("--events", type=int, default=800_000)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rate", type=int, default=5_000)
     parser.add_argument("--seconds", type=float, default=20)
@@ -224,23 +214,25 @@ def main() -> None:
 
 def report(given: argparse.Namespace, bootstrap: str, folder: Path) -> None:
     console = Console(highlight=False)
-    topic = make(bootstrap)
-    size = fill(bootstrap, topic, given.events)
-    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    sizes = [given.events, given.events // 4]
+    topics = [make(bootstrap) for _ in sizes]
+    size, _ = (fill(bootstrap, topic, n) for topic, n in zip(topics, sizes, strict=True))
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=given.turns * len(KINDS))
         for _ in range(given.turns):
             for kind in KINDS:
-                found[kind].append(in_a_process(kind, bootstrap, topic, given.events))
+                long, short = (in_a_process(kind, bootstrap, t, n) for t, n in zip(topics, sizes, strict=True))
+                n = sizes[0] - sizes[1]
+                found[kind].append((n / (long["seconds"] - short["seconds"]), (long["cpu"] - short["cpu"]) / n * 1e6))
                 bar.advance(task)
     table = Table(title=f"{given.events:,} events of {size} bytes, {PARTITIONS} partitions, medians of {given.turns}")
     for name in ("measurement", "events/s", "us CPU per event", "of plain"):
         table.add_column(name, justify="left" if name == "measurement" else "right")
-    rates = {k: statistics.median(m["events"] / m["seconds"] for m in ms) for k, ms in found.items()}
-    for kind, ms in found.items():
-        cpu = statistics.median(m["cpu"] / m["events"] * 1e6 for m in ms)
-        beside = rates[KINDS[1 if "produce" in kind else 0]]
-        table.add_row(kind, f"{rates[kind]:,.0f}", f"{cpu:.1f}", f"{rates[kind] / beside:.2f}")
+    medians = {k: [statistics.median(m) for m in zip(*ms, strict=True)] for k, ms in found.items()}
+    for kind, (rate, cpu) in medians.items():
+        beside, _ = medians[KINDS[1 if "produce" in kind else 0]]
+        table.add_row(kind, f"{rate:,.0f}", f"{cpu:.1f}", f"{rate / beside:.2f}")
     console.print(table)
     told = latency(bootstrap, given.rate, given.seconds, folder / "latency")
     console.print(
