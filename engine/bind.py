@@ -18,6 +18,10 @@ from engine.settings import Settings, SettingsError, SourceSettings
 from operators.operator import microseconds
 
 
+class UnreachableError(RuntimeError):
+    """No broker can be asked; the text says what was tried, what happened and the cure."""
+
+
 def shape_of(source: Source) -> Shape:
     """What the decoder must know of a source."""
     return Shape(
@@ -62,7 +66,7 @@ def files(source: Source, settings: Settings) -> list[Path]:
 def check_bindings(graph: Graph, settings: Settings) -> None:
     """Raises `SettingsError` when a source is bound to nothing that can be read, or something else is bound.
 
-    Whether a topic is there is seen when it is opened.
+    Brokers are asked whether topics are there: `UnreachableError` when none answers.
     """
     if unknown := [n for n in settings.sources if n not in graph.sources]:
         raise SettingsError(
@@ -84,6 +88,25 @@ def check_bindings(graph: Graph, settings: Settings) -> None:
                 )
     for source in graph.sources.values():
         files(source, settings)
+    _check_topics(settings)
+
+
+def _check_topics(settings: Settings) -> None:
+    wanted = {t: f"source {name!r}" for name, one in settings.sources.items() for t in one.topics if t[0] != "^"}
+    wanted |= {one.topic: f"sink {name!r}" for name, one in settings.sinks.items()}
+    wanted |= {settings.transactions: "transactions"} if settings.transactions else {}
+    if wanted:
+        from engine.brokers import BrokerError, missing  # the client is slow to import
+
+        try:
+            absent = missing(settings.kafka, list(wanted))
+        except BrokerError as error:
+            raise UnreachableError(str(error)) from None
+        for topic in absent:
+            raise SettingsError(
+                f"{wanted[topic]}: there is no topic {topic!r}, or it may not be used; mend the name, or make it, "
+                "with the partitions it is to have (and compacted for a view)"
+            )
 
 
 def set_policies(graph: Graph, settings: Settings) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer
@@ -115,6 +115,12 @@ def producer(settings: Mapping[str, Any], transactional_id: str | None = None, *
         "metrics_enabled": False,
     }
     return _client(KafkaProducer, given(settings), {**usual, **own}, fixed)
+
+
+def missing(settings: Mapping[str, Any], topics: Sequence[str]) -> list[str]:
+    """Those of the topics that the cluster does not have, or does not show. Raises `BrokerError`."""
+    with consumer(settings) as client:
+        return [topic for topic in topics if not client.partitions_for_topic(topic)]
 
 
 def _client(kind: Any, settings: Mapping[str, Any], usual: Mapping[str, Any], fixed: Mapping[str, Any]) -> Any:

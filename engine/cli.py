@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from engine.bind import Inputs, check_bindings, check_lags, set_policies
+from engine.bind import Inputs, UnreachableError, check_bindings, check_lags, set_policies
 from engine.cluster import supervise
 from engine.compare import compare as compare_policies
 from engine.erase import finish
@@ -255,6 +255,8 @@ def _claimed(
         _fail(error, 2)
     except StateError as error:
         _fail(error, 3)
+    except UnreachableError as error:
+        _fail(error, 1)
 
 
 def _begin(live: Run) -> tuple[Thread, list[FlowError]]:
@@ -621,7 +623,7 @@ def compare(
                 )
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
-    except ModelError as error:
+    except (ModelError, UnreachableError) as error:
         _fail(error, 1)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(found, _about(time.monotonic() - began)))
