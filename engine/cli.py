@@ -28,7 +28,6 @@ from engine.export import export as write
 from engine.flow import FlowError, Run
 from engine.forget import request
 from engine.graph import Model
-from engine.large import LargeStateError
 from engine.log import LogError, as_of, logs, scan
 from engine.metrics import serve
 from engine.model import ModelError
@@ -36,8 +35,9 @@ from engine.page import page
 from engine.pipeline import Pipeline
 from engine.policy import parse
 from engine.publish import outputs
-from engine.recovery import State, StateError, claim
+from engine.recovery import State, claim, sealed
 from engine.report import figures, history
+from engine.seal import SealError
 from engine.settings import Settings, SettingsError, load
 from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
 from engine.sink import begin
@@ -167,7 +167,7 @@ def run(
     settings, out, held = _claimed(p, folder, out, state, given, bind, refresh)
     _warn(p)
     until = None if days is None else int(days * 86_400_000_000)
-    live = Run(p, settings, out, held.recovery, follow, until, lambda: time.time_ns() // 1000 if follow else None)
+    live = Run(p, settings, out, held, follow, until, lambda: time.time_ns() // 1000 if follow else None)
     _go(live, held, settings, quiet)
 
 
@@ -195,7 +195,7 @@ def _claimed(
         return settings, out, claim(state, p.name, p.definition(), settings.shards, out, outputs(p), asked)
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
-    except StateError as error:
+    except SealError as error:
         _fail(error, 3)
 
 
@@ -221,7 +221,7 @@ def _begin(live: Run) -> tuple[Thread, list[FlowError]]:
 def _ended(failed: list[FlowError], held: State, cure: str) -> None:
     if failed:
         held.release()
-        code = 3 if isinstance(failed[0].__cause__, LargeStateError) else 1
+        code = 3 if isinstance(failed[0].__cause__, SealError) else 1
         _fail(str(failed[0]) if code == 3 else f"{failed[0]} ({cure})", code)
 
 
@@ -363,8 +363,9 @@ def models(
     chosen = [_found(p, model)] if model is not None else list(p.models.values())
     kept = _kept(pipeline, state)
     try:
-        found = [history(m, kept) for m in chosen]
-    except (LogError, VersionError) as error:
+        seal = sealed(kept, p.name)
+        found = [history(m, kept, seal) for m in chosen]
+    except (LogError, SealError) as error:
         _fail(error, 3)
     if json:
         print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
@@ -388,7 +389,8 @@ def rollback(
     p = _as_set(pipeline)
     found = _found(p, model)
     try:
-        versions = Versions(_kept(pipeline, state) / "models" / model)
+        kept = _kept(pipeline, state)
+        versions = Versions(kept / "models" / model, sealed(kept, p.name))
         if not versions.all():
             _fail(f"model {model!r} is kept by {found.refresh}: it has no versions to go back to", 2)
         name = version or versions.before
@@ -401,6 +403,8 @@ def rollback(
         versions.want(name)
     except VersionError as error:
         _fail(error, 2)
+    except SealError as error:
+        _fail(error, 3)
     console.print(
         f"{model}: {name} serves from the next batch on, instead of {versions.serving}: at once if a run is live and "
         "changes come, otherwise when one is started; until the next version is published",
@@ -436,7 +440,7 @@ def forget(
     p, folder = _opened(pipeline)
     state = _kept(pipeline, state)
     settings, out, held = _claimed(p, folder, out, state, {"shards": shards}, bind, refresh, what)
-    live = Run(p, settings, out, held.recovery, forget=request(p, what))
+    live = Run(p, settings, out, held, forget=request(p, what))
     thread, failed = _begin(live)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=errors, transient=True
@@ -449,7 +453,7 @@ def forget(
     _ended(failed, held, "finish it by the same command once the cause is gone")
     try:
         report = finish(live, remove)
-    except (LogError, VersionError) as error:
+    except (LogError, SealError) as error:
         _fail(error, 3)
     held.forgotten()
     held.release()

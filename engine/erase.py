@@ -10,7 +10,7 @@ from engine.graph import Graph
 from engine.large import remove_older
 from engine.log import erase, scan
 from engine.publish import outputs
-from engine.recovery import compact
+from engine.store import compact
 from engine.training import came_from, of_rows
 from engine.versions import Versions, saw
 
@@ -26,7 +26,7 @@ def finish(run: Run, remove: bool) -> dict[str, Any]:
     assert run.publish
     models = {name: _finished(graph, name, run, remove) for name in graph.models}
     remove_older(run.large)
-    compact(run.recovery)
+    compact(run.state.recovery)
     without = [n for n in graph.sources if n not in found.counts]
     return {
         "pipeline": graph.name,
@@ -43,10 +43,10 @@ def finish(run: Run, remove: bool) -> dict[str, Any]:
 
 def _finished(graph: Graph, name: str, run: Run, remove: bool) -> dict[str, Any]:
     assert run.found is not None
-    model, kept, positions = graph.models[name], run.recovery.parent, run.found.positions
+    model, kept, positions = graph.models[name], run.state.folder, run.found.positions
     log = kept / "log" / model.training.name
     told = of_rows(scan(log), positions).collect()
-    versions = Versions(kept / "models" / name)
+    versions = Versions(kept / "models" / name, run.state.seal)
     for v in versions.all():
         seen, serves = saw(v, told), v.name == versions.serving
         if seen or (remove and v.forgotten and v.verdict != "removed"):
