@@ -159,11 +159,8 @@ def _claimed(
     _same(theirs, mine, folder)
     if not recovery.exists() and made.exists() and not (folder / SAVED).exists():
         made.rename(recovery)
-    batch = store.check(recovery, theirs["store"], seal, pipeline)
-    if batch is None and (folder / SAVED).exists():
-        raise StateError(f"the saved state {str(recovery)!r} is empty, but state was saved; {CURE}")
     state = State(folder, lock, seal)
-    if batch is not None:
+    if store.check(recovery, theirs["store"], seal, pipeline, (folder / SAVED).exists()):
         state.saved()
     return state
 

@@ -36,17 +36,22 @@ def make(folder: Path) -> str:
         return _schema(dbs)
 
 
-def check(folder: Path, schema: str, seal: Seal, pipeline: str) -> int | None:
-    """Ready a store to be resumed from; returns after which batch its states were saved, None when it holds none.
+def check(folder: Path, schema: str, seal: Seal, pipeline: str, saved: bool) -> bool:
+    """Ready a store to be resumed from; returns whether it holds states.
 
-    schema: what `make` gave. Removes what epochs left that never completed. Raises `StoreError` or `SealError`.
+    schema: what `make` gave. saved: whether it must. Removes what epochs left that never completed, once all else is
+    found to be in order. Raises `StoreError` or `SealError`.
     """
     with _open(folder) as dbs:
         if _schema(dbs) != schema:
             raise StoreError(f"the saved state {str(folder)!r} has tables that are not bytewax's; {CURE}")
-        _forget_torn_epochs(dbs)
-        rows = _rows(dbs, seal, pipeline)
-    return _whole(rows, folder) if rows else None
+        resume = _resumed_at(dbs)
+        if rows := _rows(dbs, resume, seal, pipeline):
+            _whole(rows, folder)
+        elif saved:
+            raise StoreError(f"the saved state {str(folder)!r} is empty, but state was saved; {CURE}")
+        _forget_torn_epochs(dbs, resume)
+    return bool(rows)
 
 
 def compact(folder: Path) -> None:
@@ -85,12 +90,8 @@ def _schema(dbs: Sequence[sqlite3.Connection]) -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
-def _forget_torn_epochs(dbs: Sequence[sqlite3.Connection]) -> None:
-    """Remove what epochs left that never completed.
-
-    bytewax keeps such snapshots; were the next run to complete that epoch without touching a key, the run after would
-    load the stale snapshot and count its rows twice.
-    """
+def _resumed_at(dbs: Sequence[sqlite3.Connection]) -> int:
+    """The epoch at which bytewax will resume."""
     executions = [r for db in dbs for r in db.execute("SELECT ex_num, worker_count, resume_epoch FROM exs")]
     number, workers, epoch = max(executions, default=(0, 1, 1))
     fronts: dict[int, int] = {}
@@ -98,18 +99,26 @@ def _forget_torn_epochs(dbs: Sequence[sqlite3.Connection]) -> None:
         fronts.update(
             db.execute("SELECT worker_index, worker_frontier FROM fronts WHERE ex_num = ?", (number,)).fetchall()
         )
-    resume = min(max(epoch, fronts.get(w, 0)) for w in range(workers))
+    return int(min(max(epoch, fronts.get(w, 0)) for w in range(workers)))
+
+
+def _forget_torn_epochs(dbs: Sequence[sqlite3.Connection], resume: int) -> None:
+    """Remove what epochs left that never completed.
+
+    bytewax keeps such snapshots; were the next run to complete that epoch without touching a key, the run after would
+    load the stale snapshot and count its rows twice.
+    """
     for db in dbs:
         with db:
             db.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (resume,))
 
 
-def _rows(dbs: Sequence[sqlite3.Connection], seal: Seal, pipeline: str) -> dict[str, Row]:
-    """The newest row of each step and key by name, after its seal and that of all others."""
+def _rows(dbs: Sequence[sqlite3.Connection], resume: int, seal: Seal, pipeline: str) -> dict[str, Row]:
+    """The newest row of each step and key before an epoch, by name; after its seal and that of all others there."""
     found: dict[str, Row] = {}
     for db in dbs:
-        every = "SELECT step_id, state_key, ser_change FROM snaps ORDER BY snap_epoch"
-        for step, key, value in db.execute(every):
+        every = "SELECT step_id, state_key, ser_change FROM snaps WHERE snap_epoch < ? ORDER BY snap_epoch"
+        for step, key, value in db.execute(every, (resume,)):
             name = f"{step.removeprefix(f'{pipeline}.')}.{key}"
             found[name] = row(seal, _bytes(value, name), name)
     return found
@@ -123,8 +132,8 @@ def _bytes(value: bytes | None, name: str) -> bytes:
     return found
 
 
-def _whole(rows: dict[str, Row], folder: Path) -> int:
-    """After which batch the rows were saved, if they are of one moment and none is missing."""
+def _whole(rows: dict[str, Row], folder: Path) -> None:
+    """Raises `StoreError` unless the rows are of one moment and none is missing."""
     for name, mine in {f"{READ}.all": Row(-1, {}, 0), **rows}.items():
         if name not in rows:
             raise StoreError(f"the saved state of {name!r} is missing in {str(folder)!r}; {CURE}")
@@ -136,4 +145,3 @@ def _whole(rows: dict[str, Row], folder: Path) -> int:
                     f"the saved state of {other!r} in {str(folder)!r} is of another moment than that of {name!r} "
                     f"(batch {rows[other].batch:,}, not {batch:,}); {CURE}"
                 )
-    return rows[f"{READ}.all"].batch

@@ -296,6 +296,7 @@ DAMAGE: list[tuple[Callable[[Kept], object], str, str, str]] = [
     (no_definition, "definition.json", "cannot be told what it belongs to", "restore that file"),
     (lambda t: edit(t, '"id": "', '"id": "0'), "definition.json", "is damaged", "restore it"),
     (lambda t: edit(t, '"pipeline": "orders"', '"pipeline": "x"'), "orders'", "made with pipeline 'x'", "--state"),
+    (lambda t: edit(t, '"format": 5', '"format": 4'), "orders'", "was made with format 4", "choose another --state"),
     (another_key, "orders'", "was made with another key than that in 'state/orders/key'", f"set {KEY}"),
     (lambda t: (t.state / "key").unlink(), "state/orders/key", "is missing", "restore the file from a backup, or set"),
     (lambda t: (t.state / "key").write_bytes(b""), "state/orders/key", "is empty", "restore it from a backup"),
@@ -314,6 +315,13 @@ def test_it_is_refused(damage: Callable[[Kept], object], named: str, wrong: str,
         assert part in lines[0]
     assert not Path("exploded").exists()
     assert there.outputs() == before
+
+
+def test_what_is_refused_is_left_as_it_was(there: Kept) -> None:
+    before = there.rows()
+    lost_fronts(there)
+    assert command("run", there.folder, "--quiet")[0] == 3
+    assert there.rows() == before
 
 
 def test_what_is_whole_goes_on(there: Kept) -> None:
