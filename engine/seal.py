@@ -67,7 +67,7 @@ class Seal:
         full = sealed[_HEAD:end]
         code = self._code(full)
         code.update(memoryview(sealed)[end:])
-        if not hmac.compare_digest(tag, code.digest()):
+        if end > len(sealed) or not hmac.compare_digest(tag, code.digest()):
             raise SealError(f"{what} is damaged, or was changed: its seal is broken; {cure}")
         scope, _, name = full.decode().partition("\n")
         if scope != self.scope or not named(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.seal import MAGIC, Seal, SealError
@@ -12,6 +12,7 @@ from engine.seal import MAGIC, Seal, SealError
 SEAL = Seal(b"a key", "cards 1")
 
 
+@settings(deadline=None)
 @given(value=st.binary(), name=st.text(max_size=50), at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_it_comes_back_and_no_bit_can_be_changed(value: bytes, name: str, at: float, bit: int) -> None:
     sealed = SEAL.sign(value, name)
@@ -40,6 +41,13 @@ def test_it_opens_nowhere_else(other: Seal, name: str, text: str) -> None:
 def test_what_has_no_seal_is_refused(sealed: bytes) -> None:
     with pytest.raises(SealError, match=r"^it is damaged, or .*; the cure$"):
         SEAL.open(sealed, "", "it", "the cure")
+
+
+def test_a_name_that_ends_behind_the_end_is_refused() -> None:
+    sealed = bytearray(SEAL.sign(b"", "step"))
+    sealed[len(MAGIC) + len(SEAL.mark) + 32 + 1] = 1
+    with pytest.raises(SealError, match="its seal is broken"):
+        SEAL.open(bytes(sealed), "step", "it")
 
 
 def test_where_a_name_ends_is_sealed() -> None:
