@@ -200,6 +200,8 @@ class Refitted:
             if self._before is not None and not self.versions.opens(self._before):
                 self._before = None  # why another was asked for
         if first:
+            if self._before is not None and self.versions.about(self._before).verdict == "removed":
+                self._before = None
             for asked in (self._serving.name if self._serving else None, self._before):
                 if asked is not None:
                     self.versions.check(asked)
