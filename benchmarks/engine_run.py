@@ -86,7 +86,7 @@ def go_on(
     p = pipeline(model)
     settings = Settings(sources={"payments": SourceSettings(path=str(lines_path))}, batch_rows=batch_rows)
     state = claim(folder / "state", p.name, p.definition(), settings.shards, folder, outputs(p))
-    run = Run(p, settings, folder, state.recovery)
+    run = Run(p, settings, folder, state)
     if published is not None:
         tell(run, published)
     run.run()

@@ -90,7 +90,7 @@ def measure(folder: Path, examples: int, rate: int, calm: int) -> None:
     p = pipeline(examples // 2)
     settings = Settings(sources={name: SourceSettings(path=str(path)) for name, path in paths.items()})
     state = claim(folder / "state", p.name, p.definition(), 1, folder / "out", outputs(p))
-    run = Run(p, settings, folder / "out", state.recovery, follow=True)
+    run = Run(p, settings, folder / "out", state, follow=True)
     read, written, seen = 0, list[float](), list[float]()
 
     def published() -> None:

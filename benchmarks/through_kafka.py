@@ -104,7 +104,7 @@ def engine(bootstrap: str, topic: str, to: str | None, folder: Path) -> None:
         p.sinks.clear()
     settings = settings_of(bootstrap, topic, {} if to is None else {"rows": to})
     state = claim(folder / "state", p.name, p.definition(), 1, folder, outputs(p, settings.sinks))
-    Run(p, settings, folder, state.recovery).run()
+    Run(p, settings, folder, state).run()
 
 
 def latency(bootstrap: str, rate: int, seconds: float, folder: Path) -> dict[str, float]:
@@ -116,7 +116,7 @@ def latency(bootstrap: str, rate: int, seconds: float, folder: Path) -> dict[str
     state = claim(folder / "state", p.name, p.definition(), 1, folder, outputs(p, settings.sinks))
     line = [sys.executable, "-m", "benchmarks.through_kafka", "--load", topic, to, str(rate), str(seconds)]
     with subprocess.Popen([*line, "--bootstrap", bootstrap], stdout=subprocess.PIPE, text=True) as load:
-        run = Run(p, settings, folder, state.recovery, follow=True, now=lambda: time.time_ns() // 1000)
+        run = Run(p, settings, folder, state, follow=True, now=lambda: time.time_ns() // 1000)
         thread = Thread(target=run.run)
         thread.start()
         told, _ = load.communicate()

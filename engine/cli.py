@@ -29,8 +29,6 @@ from engine.export import export as write
 from engine.flow import FlowError, Published, Run
 from engine.forget import request
 from engine.graph import Model
-from engine.intake import IntakeError
-from engine.large import LargeStateError
 from engine.log import LogError, as_of, logs, scan
 from engine.logs import Form, Log, Watch
 from engine.metrics import serve
@@ -39,8 +37,9 @@ from engine.page import page
 from engine.pipeline import Pipeline
 from engine.policy import parse
 from engine.publish import outputs
-from engine.recovery import State, StateError, claim
+from engine.recovery import State, claim, sealed
 from engine.report import figures, history, readiness, standing
+from engine.seal import SealError
 from engine.settings import Settings, SettingsError, instant, load
 from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
 from engine.sink import begin
@@ -215,7 +214,7 @@ def run(
         raise typer.Exit(code)
     _warn(p)
     until = None if days is None else int(days * 86_400_000_000)
-    live = Run(p, settings, out, mine.recovery, follow, until, lambda: time.time_ns() // 1000 if follow else None)
+    live = Run(p, settings, out, mine, follow, until, lambda: time.time_ns() // 1000 if follow else None)
     if where:
         live.process, live.addresses = process_id, where
         live.published = Published(mine.folder / "published")
@@ -248,12 +247,12 @@ def _claimed(
         check_bindings(p, settings)
         check_lags(p, settings)
         if not alone:
-            return settings, out, State.shared(state)
+            return settings, out, State.shared(state, p.name)
         names = outputs(p, settings.sinks)
         return settings, out, claim(state, p.name, p.definition(), settings.shards, out, names, asked)
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
-    except StateError as error:
+    except SealError as error:
         _fail(error, 3)
     except UnreachableError as error:
         _fail(error, 1)
@@ -281,7 +280,7 @@ def _begin(live: Run) -> tuple[Thread, list[FlowError]]:
 def _ended(failed: list[FlowError], held: State, cure: str) -> None:
     if failed:
         held.release()
-        code = 3 if isinstance(failed[0].__cause__, (LargeStateError, IntakeError)) else 1
+        code = 3 if isinstance(failed[0].__cause__, SealError) else 1
         _fail(str(failed[0]) if code == 3 else f"{failed[0]} ({cure})", code)
 
 
@@ -452,8 +451,9 @@ def models(
     chosen = [_found(p, model)] if model is not None else list(p.models.values())
     kept = _kept(pipeline, state)
     try:
-        found = [history(m, kept) for m in chosen]
-    except (LogError, VersionError) as error:
+        seal = sealed(kept, p.name)
+        found = [history(m, kept, seal) for m in chosen]
+    except (LogError, SealError) as error:
         _fail(error, 3)
     if json:
         print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
@@ -477,7 +477,8 @@ def rollback(
     p = _as_set(pipeline)
     found = _found(p, model)
     try:
-        versions = Versions(_kept(pipeline, state) / "models" / model)
+        kept = _kept(pipeline, state)
+        versions = Versions(kept / "models" / model, sealed(kept, p.name))
         if not versions.all():
             _fail(f"model {model!r} is kept by {found.refresh}: it has no versions to go back to", 2)
         name = version or versions.before
@@ -490,6 +491,8 @@ def rollback(
         versions.want(name)
     except VersionError as error:
         _fail(error, 2)
+    except SealError as error:
+        _fail(error, 3)
     console.print(
         f"{model}: {name} serves from the next batch on, instead of {versions.serving}: at once if a run is live and "
         "changes come, otherwise when one is started; until the next version is published",
@@ -528,7 +531,7 @@ def forget(
     p, folder = _opened(pipeline)
     state = _kept(pipeline, state)
     settings, out, held = _claimed(p, folder, out, state, {"shards": shards}, bind, refresh, what)
-    live = Run(p, settings, out, held.recovery, forget=request(p, what))
+    live = Run(p, settings, out, held, forget=request(p, what))
     thread, failed = _begin(live)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=errors, transient=True
@@ -541,7 +544,7 @@ def forget(
     _ended(failed, held, "finish it by the same command once the cause is gone")
     try:
         report = finish(live, remove)
-    except (LogError, StateError, VersionError) as error:
+    except (LogError, SealError) as error:
         _fail(error, 3)
     held.forgotten()
     held.release()

@@ -10,7 +10,7 @@ from engine.graph import Graph
 from engine.large import remove_others
 from engine.log import erase, scan
 from engine.publish import outputs
-from engine.recovery import compact
+from engine.store import compact
 from engine.training import came_from
 from engine.versions import Versions, erased
 
@@ -25,8 +25,8 @@ def finish(run: Run, remove: bool) -> dict[str, Any]:
     assert found
     assert run.forget
     models = {name: _finished(graph, name, run, remove) for name in graph.models if len(found.positions)}
-    remove_others(run.large, run.saves)
-    compact(run.recovery)
+    remove_others(run.large, run.states)
+    compact(run.state.recovery)
     without = [n for n in graph.sources if n not in found.counts]
     return {
         "pipeline": graph.name,
@@ -43,10 +43,10 @@ def finish(run: Run, remove: bool) -> dict[str, Any]:
 
 def _finished(graph: Graph, name: str, run: Run, remove: bool) -> dict[str, Any]:
     assert run.found is not None
-    model, kept, positions = graph.models[name], run.recovery.parent, run.found.positions
+    model, kept, positions = graph.models[name], run.state.folder, run.found.positions
     log = kept / "log" / model.training.name
     erase(log, model.training.schema, came_from(positions))
-    versions = Versions(kept / "models" / name)
+    versions = Versions(kept / "models" / name, run.state.seal)
     for v in versions.all():
         if gone := erased(v, scan(log)):
             versions.forgot(v.name, gone, remove and v.name != versions.serving)

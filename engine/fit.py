@@ -35,10 +35,11 @@ from threadpoolctl import threadpool_limits
 from engine.due import Kind, loss
 from engine.learners import retraction, unlearn
 from engine.log import SEQ, scan
+from engine.seal import Seal
 from engine.spec import ModelSpec, clone, training_schema
 from engine.student import Fixed, Online, Reading, labels, table
 from engine.training import examples, from_log
-from engine.versions import Version
+from engine.versions import Version, place
 from operators.delta import BOOL, Delta, Ints, consolidated
 
 HELD_OUT, SHARE, LEAST = 1000, 5, 20
@@ -49,6 +50,9 @@ MARGIN = 0.05
 
 CHANCE = 1.645
 """How many standard errors a mean may be off by chance, one-sided, 5 %."""
+
+
+_JOB = "a job"
 
 
 @dataclass(frozen=True)
@@ -250,12 +254,12 @@ class Here:
 class Beside:
     """Fits in a process of its own, one version at a time, from the change log in a folder.
 
-    progress: where it tells how far it is. The process gives way to the stream, ends with this one, and is begun anew
-    when it dies.
+    progress: where it tells how far it is. What the two processes send one another is sealed. The process gives way to
+    the stream, ends with this one, and is begun anew when it dies.
     """
 
-    def __init__(self, log: Path, progress: Path) -> None:
-        self._log, self._progress = log, progress
+    def __init__(self, log: Path, progress: Path, seal: Seal) -> None:
+        self._log, self._progress, self._seal = log, progress, seal
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self, job: Job) -> Future[tuple[Version, Any]]:
@@ -264,7 +268,8 @@ class Beside:
         _by_value()
         self._progress.unlink(missing_ok=True)
         try:
-            return self._pool.submit(_work, cloudpickle.dumps(job), str(self._log), str(self._progress))
+            packed = self._seal.sign(cloudpickle.dumps(job), _JOB)
+            return self._pool.submit(_work, packed, str(self._log), str(self._progress), self._seal)
         except BrokenProcessPool:
             self.close()
             return self.start(job)
@@ -309,8 +314,9 @@ def _begin(path: list[str], parent: int) -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def _work(packed: bytes, log: str, progress: str) -> tuple[Version, bytes | None]:
-    job: Job = cloudpickle.loads(packed)
+def _work(packed: bytes, log: str, progress: str, seal: Seal) -> tuple[Version, bytes | None]:
+    """The version, and its learner as it is to be kept: pickled and sealed."""
+    job: Job = cloudpickle.loads(seal.open(packed, _JOB, "what is to be fitted", "run the same command again"))
     told = Path(progress)
 
     def tell(share: float) -> None:
@@ -319,4 +325,4 @@ def _work(packed: bytes, log: str, progress: str) -> tuple[Version, bytes | None
     tell(0.0)
     changes, known = from_log(scan(Path(log)).filter(pl.col(SEQ) <= job.version.seq).collect(), job.spec)
     version, model = fit(job, changes, known, tell)
-    return version, None if model is None else cloudpickle.dumps(model)
+    return version, None if model is None else seal.sign(cloudpickle.dumps(model), place(version.model, version.name))

@@ -44,7 +44,9 @@ from engine.merge import Merge
 from engine.model import KeptModel, kept
 from engine.plan import Settle, Stage, due, rank, steps, watermark
 from engine.publish import Publish
+from engine.recovery import State
 from engine.settings import Settings
+from engine.store import READ
 from engine.view import Gather, Part, Shard, Split
 from operators.delta import concat
 from operators.operator import microseconds
@@ -79,6 +81,7 @@ class FlowError(RuntimeError):
 class Run:
     """A run of a pipeline: what it was asked to do, and the live stages, for whoever wants to look.
 
+    state: its state directory, held by this process. steps: those that keep state, but for shards, under their names.
     forget: it forgets what is asked for, and reads nothing new. found: what that was; share: how much of the present
     source has been searched.
     now: the present in microseconds; None in a run to the end, whose clock is the data. process: which of those at
@@ -88,7 +91,7 @@ class Run:
     graph: Graph
     settings: Settings
     out: Path
-    recovery: Path
+    state: State
     follow: bool = False
     until: int | None = None
     now: Callable[[], int | None] = lambda: None
@@ -98,11 +101,12 @@ class Run:
     stop: Event = field(default_factory=Event)
     inputs: Inputs | None = None
     merge: Merge | None = None
+    steps: list[str] = field(default_factory=list)
     shards: list[Shard] = field(default_factory=list)
     costs: dict[str, Costs] = field(default_factory=dict)
     models: dict[str, KeptModel] = field(default_factory=dict)
     publish: Publish | None = None
-    saves: list[Large] = field(default_factory=list)
+    states: list[Large] = field(default_factory=list)
     forget: Request | None = None
     found: Found | None = None
     share: float = 0.0
@@ -138,11 +142,11 @@ class Run:
     @property
     def large(self) -> Path:
         """Where large states lie."""
-        return self.recovery.with_name("large")
+        return self.state.folder / "large"
 
-    def saving(self, name: str) -> Large:
-        """Where the state of a step is saved."""
-        self.saves.append(made := Large(self.large, name))
+    def saves(self, step: str, key: str = "all") -> Large:
+        """What saves the states of a step, and loads them."""
+        self.states.append(made := Large(self.large, step, self.state.seal, key))
         return made
 
     def run(self) -> None:
@@ -155,8 +159,9 @@ class Run:
                 process_id=self.process if self.addresses else None,
                 addresses=list(self.addresses) or None,
                 epoch_interval=timedelta(microseconds=microseconds(self.settings.epoch, "epoch")),
-                recovery_config=RecoveryConfig(self.recovery, None),  # type: ignore[no-untyped-call]
+                recovery_config=RecoveryConfig(self.state.recovery, None),  # type: ignore[no-untyped-call]
             )
+            self.state.saved()
             if self.inputs is not None and self.merge is not None:
                 self.inputs.commit(self.merge.saved())
         except BaseException as error:  # bytewax also raises panics, which are no Exceptions
@@ -177,9 +182,10 @@ class Run:
 class _Reader(StatefulSourcePartition[Batch, Any]):
     """The merge as the one partition of the one input."""
 
-    def __init__(self, run: Run, state: Any) -> None:
-        self._run = run
-        self._intake = Intake(run.recovery.with_name("intake"), state["number"] if state else 0)
+    def __init__(self, run: Run, kept: Any) -> None:
+        self._run, self._large, self._saved = run, run.saves(READ), kept is not None
+        state = None if kept is None else self._large.load(kept)
+        self._intake = Intake(run.state.folder / "intake", state["number"] if state else 0)
         known = {n: one for note in self._intake.again for n, one in note.joined.items()}
         known |= state["feeds"] if state else {}
         run.inputs = self._inputs = Inputs(run.graph, run.settings, run.follow, known)
@@ -227,9 +233,13 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         return [self._merge.forget(found.changes, found.taken, found.positions)]
 
     def snapshot(self) -> Any:
+        if self._saved:
+            self._run.state.saved()  # the epoch before is complete
+        self._saved, self._large.batch = True, self._merge.number
         self._intake.save(self._merge.number)
         self._inputs.commit(self._merge.saved())
-        return self._merge.state()
+        beside = self._run.steps if self._merge.number else ()
+        return self._large.save(self._merge.state(), dict.fromkeys(beside, self._merge.number))
 
 
 class _Input(FixedPartitionedSource[Batch, Any]):
@@ -245,12 +255,13 @@ class _Input(FixedPartitionedSource[Batch, Any]):
 
 
 class _Keep(bw.StatefulBatchLogic[Any, Any, Any]):
-    """A step with state: `work` takes an item to a list of items, `save` gives the state."""
+    """A step with state: `work` takes an item to a list of items, `save` gives what is kept of the state in `large`."""
 
-    def __init__(self, work: Callable[[Any], list[Any]], save: Callable[[], Any]) -> None:
-        self._work, self._save = work, save
+    def __init__(self, work: Callable[[Any], list[Any]], save: Callable[[], bytes], large: Large) -> None:
+        self._work, self._save, self._large = work, save, large
 
     def on_batch(self, values: list[Any]) -> tuple[Iterable[Any], bool]:
+        self._large.batch = max(value.number for value in values)
         return [out for value in values for out in self._work(value)], False
 
     def on_eof(self) -> tuple[Iterable[Any], bool]:
@@ -273,7 +284,7 @@ class _Nothing(DynamicSink[Any]):
 
 def build(run: Run) -> Dataflow:
     """The dataflow of a run."""
-    stream: Any = bw.input("read", Dataflow(run.graph.name), _Input(run))
+    stream: Any = bw.input(READ, Dataflow(run.graph.name), _Input(run))
     run.costs = {view: Costs(h.refresh.mode or "incremental") for view, h in run.graph.holds.items()}
     for step in steps(run.graph):
         if isinstance(step, Stage):
@@ -284,11 +295,17 @@ def build(run: Run) -> Dataflow:
             stream = _settle(run, step, stream)
     stream = bw.map("one", stream, lambda batch: ("all", batch))
     for model in run.graph.models.values():
-        stream = bw.stateful_batch(f"model-{model.name}", stream, _model(run, model))
-    stream = bw.stateful_batch("publish", stream, _publish(run))
+        stream = _keyed(run, f"model-{model.name}", stream, _model(run, model))
+    stream = _keyed(run, "publish", stream, _publish(run))
     bw.output("end", stream, _Nothing())
     flow: Dataflow = stream.flow()
     return flow
+
+
+def _keyed(run: Run, name: str, stream: Any, build_one: Callable[[Any], _Keep]) -> Any:
+    """A keyed step of one key: it takes in every batch."""
+    run.steps.append(f"{name}.all")
+    return bw.stateful_batch(name, stream, build_one)
 
 
 def _hold(run: Run, hold: Hold, stream: Any) -> Any:
@@ -307,14 +324,18 @@ def _settle(run: Run, step: Settle, stream: Any) -> Any:
 def _kept(run: Run, what: str, name: str, make: Callable[[], Holding | Settling], stream: Any) -> Any:
     """A step that takes whole batches, one after another, and keeps state."""
 
-    def build_one(state: Any) -> _Keep:
-        mine, large = make(), run.saving(name)
-        if state is not None:
-            mine.restore(large.load(state))
-        return _Keep(run.guard(what, lambda batch: [mine(batch)]), run.guard(what, lambda: large.save(mine.snapshot())))
+    def build_one(kept: Any) -> _Keep:
+        mine, large = make(), run.saves(name)
+        if kept is not None:
+            mine.restore(large.load(kept))
+        return _Keep(
+            run.guard(what, lambda batch: [mine(batch)]),
+            run.guard(what, lambda: large.save(mine.snapshot())),
+            large,
+        )
 
     keyed = bw.map(f"{name}-one", stream, lambda batch: ("all", batch))
-    done = bw.stateful_batch(name, keyed, run.guard(what, build_one))
+    done = _keyed(run, name, keyed, run.guard(what, build_one))
     return bw.map(f"{name}-done", done, lambda keyed: keyed[1])
 
 
@@ -324,28 +345,35 @@ def _stage(run: Run, stage: Stage, stream: Any) -> Any:
 
     split = run.guard(f"{stage.name}: split", Split(stage, run.settings.shards))
 
-    def shard(state: Any) -> _Keep:
-        mine, large = Shard(run.graph, stage, perf_counter), run.saving(stage.name)
-        if state is not None:
-            mine.restore(large.load(state))
+    def shard(kept: Any) -> _Keep:
+        mine, large = Shard(run.graph, stage, perf_counter), run.saves(f"{stage.name}-shard")
+        if kept is not None:
+            mine.restore(large.load(kept))
         run.shards.append(mine)
 
         def work(part: Part) -> list[Part]:
-            large.name = f"{stage.name}.{part.shard}"
+            large.key = str(part.shard)
             return [mine(part)]
 
         return _Keep(
-            run.guard(_named(stage), work), run.guard(f"{stage.name}: save", lambda: large.save(mine.snapshot()))
+            run.guard(_named(stage), work),
+            run.guard(f"{stage.name}: save", lambda: large.save(mine.snapshot())),
+            large,
         )
 
-    def gather(state: Any) -> _Keep:
-        mine = Gather(stage, state or 0)
-        return _Keep(run.guard(f"{stage.name}: gather", mine), run.guard(f"{stage.name}: gather", mine.snapshot))
+    def gather(kept: Any) -> _Keep:
+        large = run.saves(f"{stage.name}-gather")
+        mine = Gather(stage, *([] if kept is None else large.load(kept)))
+
+        def save() -> bytes:
+            return large.save(mine.snapshot(), {f"{stage.name}-shard.{s}": n for s, n in mine.shards.items()})
+
+        return _Keep(run.guard(f"{stage.name}: gather", mine), run.guard(f"{stage.name}: gather", save), large)
 
     parts = bw.flat_map(f"{stage.name}-split", stream, lambda batch: [(str(s), part) for s, part in split(batch)])
     done = bw.stateful_batch(f"{stage.name}-shard", parts, run.guard(_named(stage), shard))
     rekeyed = bw.map(f"{stage.name}-rekey", done, lambda keyed: ("all", keyed[1]))
-    whole_again = bw.stateful_batch(f"{stage.name}-gather", rekeyed, gather)
+    whole_again = _keyed(run, f"{stage.name}-gather", rekeyed, run.guard(f"{stage.name}: gather", gather))
     return bw.map(f"{stage.name}-done", whole_again, lambda keyed: keyed[1])
 
 
@@ -356,11 +384,11 @@ def _named(stage: Stage) -> str:
 
 def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
 
-    def build_one(state: Any) -> _Keep:
+    def build_one(found: Any) -> _Keep:
         threadpool_limits(1)  # a learner that is asked waits for no thread of its own while a fit takes the processors
-        large = run.saving(f"model-{model.name}")
-        saved = None if state is None else large.load(state)
-        mine = kept(model.spec, model.refresh, run.recovery.parent, saved)
+        large = run.saves(f"model-{model.name}")
+        saved = None if found is None else large.load(found)
+        mine = kept(model.spec, model.refresh, run.state.folder, saved, run.state.seal)
         run.models[model.name] = mine
 
         def work(batch: Batch) -> list[Batch]:
@@ -383,6 +411,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
         return _Keep(
             run.guard(f"model {model.name}", work),
             run.guard(f"model {model.name}: save", lambda: large.save(mine.snapshot())),
+            large,
         )
 
     return run.guard(f"model {model.name}", build_one)
@@ -395,12 +424,14 @@ def topics(run: Run) -> Callable[[Any], Any] | None:
     from engine.outbox import Outbox  # the client is slow to import
 
     names = {name: one.topic for name, one in run.settings.sinks.items()}
-    folder, pipeline, transactions = run.recovery.parent, run.graph.name, run.settings.transactions
+    folder, pipeline, transactions = run.state.folder, run.graph.name, run.settings.transactions
     return lambda state: Outbox(run.settings.kafka, names, folder, state, pipeline, transactions, run.stop)
 
 
 def _publish(run: Run) -> Callable[[Any], _Keep]:
-    def build_one(state: Any) -> _Keep:
+    def build_one(kept: Any) -> _Keep:
+        large = run.saves("publish")
+        state = None if kept is None else large.load(kept)
         run.publish = mine = Publish(run.graph, run.out, state, run.settings.sinks, topics(run))
 
         def work(batch: Batch) -> list[Batch]:
@@ -408,6 +439,6 @@ def _publish(run: Run) -> Callable[[Any], _Keep]:
             run.published.set(batch.number)
             return []
 
-        return _Keep(run.guard("publish", work), run.guard("publish: save", mine.snapshot))
+        return _Keep(run.guard("publish", work), run.guard("publish: save", lambda: large.save(mine.snapshot())), large)
 
     return run.guard("publish", build_one)

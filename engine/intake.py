@@ -19,10 +19,11 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from engine.seal import SealError
 from operators.delta import BEGINNING
 
 
-class IntakeError(RuntimeError):
+class IntakeError(SealError):
     """Notes that do not belong to the saved state; the text says what is missing, and the cure."""
 
 

@@ -43,6 +43,7 @@ from engine.naive import Naive
 from engine.policy import Deferred, OnQuery, Policy
 from engine.query import Queried
 from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
+from engine.seal import Seal
 from engine.spec import ModelSpec, asks_probabilities, guarded, prediction_schema
 from engine.student import Judge, ModelError, Reading, guesser, values
 from engine.training import MemoryLog, Training, column, examples, from_log, of_rows
@@ -425,21 +426,26 @@ def _moved(delta: Delta, keys: list[Any]) -> list[bool]:
     return [(s, k, not w) in there for s, k, w in zip(delta.seq.tolist(), keys, signs, strict=True)]
 
 
-def kept(spec: ModelSpec, refresh: Policy, folder: Path | None = None, state: Any = None) -> KeptModel:
+def kept(
+    spec: ModelSpec, refresh: Policy, folder: Path | None = None, state: Any = None, seal: Seal | None = None
+) -> KeptModel:
     """A model under a policy.
 
     folder: the state of the pipeline, where its training set and versions are kept; None: in memory, for a replay.
-    state: what `snapshot` gave. Raises `LogError` or `VersionError` when what is kept there cannot be used.
+    state: what `snapshot` gave. seal: that of the folder. Raises `LogError`, `VersionError` or `SealError` when what is
+    kept there cannot be used.
     """
     training = Training(spec)
     schema = training.schema
     fits: Fits | None = None
     log: Log | None = None
-    versions = Versions(folder and folder / "models" / spec.name).claim() if isinstance(refresh, Deferred) else None
+    where = folder and folder / "models" / spec.name
+    versions = Versions(where, seal).claim() if isinstance(refresh, Deferred) else None
     if folder is not None:
-        where = folder / "log" / f"{spec.name}.training"
-        log = ChangeLog(where, schema, 0 if state is None else state[1])
-        fits = Beside(where, folder / "models" / spec.name / "progress")
+        assert seal is not None
+        changes = folder / "log" / f"{spec.name}.training"
+        log = ChangeLog(changes, schema, 0 if state is None else state[1])
+        fits = Beside(changes, folder / "models" / spec.name / "progress", seal)
     elif versions is not None:
         log = memory = MemoryLog()
         fits = Here(lambda: memory.changes(schema))

@@ -190,13 +190,21 @@ class Refitted:
     def begin(self, seq: int, clock: int, live: bool) -> None:
         """Before the changes from `seq` on: let begin to serve what is ready, or asked for."""
         self.live = live
-        if not self._began:
+        if first := not self._began:
             self._began, self._ahead = True, [s for s in self.versions.ahead(seq) if s.version in self.versions]
         if self._fit is not None and self._fit[1].done():
             self.wait(seq - 1, clock)
         if (name := self.versions.wanted()) is not None:
             self._serve(Served(name, seq, clock, True, "asked for"))
             self.versions.took()
+            if self._before is not None and not self.versions.opens(self._before):
+                self._before = None  # why another was asked for
+        if first:
+            if self._before is not None and self.versions.about(self._before).verdict == "removed":
+                self._before = None
+            for asked in (self._serving.name if self._serving else None, self._before):
+                if asked is not None:
+                    self.versions.check(asked)
 
     def wait(self, seq: int, clock: int) -> None:
         """Wait for the fit that runs, and do with it as it deserves."""

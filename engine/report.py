@@ -14,6 +14,7 @@ from engine.graph import Graph, Model
 from engine.log import scan
 from engine.logs import SILENT
 from engine.plan import roots
+from engine.seal import Seal
 from engine.versions import Versions, taken_back
 from operators.delta import BEGINNING
 
@@ -143,11 +144,11 @@ def readiness(run: Run) -> tuple[bool, dict[str, Any]]:
     }
 
 
-def history(model: Model, kept: Path) -> dict[str, Any]:
+def history(model: Model, kept: Path, seal: Seal) -> dict[str, Any]:
     """The versions of a model, newest last, as JSON values; `served` says when each began to serve, `taken_back` how
-    many of its examples are none any more. kept: the state of the pipeline.
+    many of its examples are none any more. kept: the state of the pipeline, under its seal.
     """
-    versions, log = Versions(kept / "models" / model.name), kept / "log" / model.training.name
+    versions, log = Versions(kept / "models" / model.name, seal), kept / "log" / model.training.name
     return {
         "model": model.name,
         "refresh": str(model.refresh),

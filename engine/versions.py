@@ -1,8 +1,10 @@
 """The versions of a deferred model: what each was fitted on and why, what it was worth, and which one serves.
 
-<folder>/<version>/about.json, model.pkl      one folder a version, whole or not there
+<folder>/<version>/about.json, learner        one folder a version, whole or not there
 <folder>/served.jsonl                         when which version began to serve: written before it does
 <folder>/wanted                               the version that a user asks for (`freshet rollback`)
+
+All but the last are sealed. A learner is a pickle, and is unpickled only after its seal was opened.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +21,17 @@ import polars as pl
 
 from engine.large import make_durable
 from engine.log import SEQ, WEIGHT, as_of
+from engine.seal import Seal, SealError
 from operators.delta import AT, INT, POS
 
 
 class VersionError(RuntimeError):
-    """A version that is not there or damaged; the text names it and the cure."""
+    """A version that is not there; the text says which are."""
+
+
+def place(model: str, version: str) -> str:
+    """The name under which the learner of a version is sealed."""
+    return f"models/{model}/{version}"
 
 
 class Version(msgspec.Struct, kw_only=True):
@@ -72,17 +80,35 @@ class Served(msgspec.Struct):
 
 
 class Versions:
-    """The versions of one model, in a folder or, for a replay, in memory."""
+    """The versions of one model, in a folder under a seal or, for a replay, in memory.
 
-    def __init__(self, folder: Path | None = None) -> None:
+    Raises `SealError`, as what reads the folder does, when something in it is missing, damaged or was changed.
+    """
+
+    def __init__(self, folder: Path | None = None, seal: Seal | None = None) -> None:
         self.folder = folder
+        self._seal = seal
         self._models: dict[str, tuple[Version, Any]] = {}
         self._served: list[Served] = []
         self._torn = 0
+        self._last = b""
         if folder is not None and (log := folder / "served.jsonl").exists():
             *lines, torn = log.read_bytes().split(b"\n")  # what a torn line told of did not happen
-            self._served = [msgspec.json.decode(line, type=Served) for line in lines]
             self._torn = len(torn)
+            for line in lines:
+                told = self._sealed.hear(line, self._after(), repr(str(log)))
+                self._served.append(msgspec.json.decode(told, type=Served))
+                self._last = line
+
+    @property
+    def _sealed(self) -> Seal:
+        assert self._seal is not None, "what is in a folder is under a seal"
+        return self._seal
+
+    def _after(self) -> str:
+        """The name of the next line of those that served: none can be left out."""
+        assert self.folder is not None
+        return f"models/{self.folder.name}/served after {self._last.decode()}"
 
     def claim(self) -> Versions:
         """Make ready to keep versions: remove what a crash left half written. Only one process may."""
@@ -99,12 +125,25 @@ class Versions:
         return name in self._models or (self.folder is not None and (self.folder / name / "about.json").exists())
 
     def about(self, name: str) -> Version:
-        """What is known of a version. Raises `VersionError`."""
+        """What is known of a version. Raises `VersionError` or `SealError`."""
         return self._load(name)[0] if self.folder is None else self._about(name)
 
     def model(self, name: str) -> Any:
-        """The fitted learner of a version. Raises `VersionError`."""
+        """The fitted learner of a version. Raises `VersionError` or `SealError`."""
         return self._load(name)[1]
+
+    def check(self, name: str) -> None:
+        """Raises `SealError` when the learner of a version is not there as it was saved."""
+        if self.folder is not None:
+            self._pickled(name)
+
+    def opens(self, name: str) -> bool:
+        """Whether the learner of a version is there as it was saved."""
+        try:
+            self.check(name)
+            return True
+        except SealError:
+            return False
 
     def all(self) -> list[Version]:
         """All versions, in the order in which they were fitted."""
@@ -114,7 +153,7 @@ class Versions:
         return sorted(map(self._about, names), key=lambda v: v.seq)
 
     def save(self, version: Version, model: Any) -> None:
-        """Keep a version. model: the learner, or in a folder its pickle; None when there is none."""
+        """Keep a version. model: the learner, or in a folder its sealed pickle; None when there is none."""
         if self.folder is None:
             self._models[version.name] = version, model
             return
@@ -122,7 +161,7 @@ class Versions:
         draft = self.folder / f"{version.name}.new"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
-        for name, data in (("about.json", msgspec.json.encode(version)), ("model.pkl", model or b"")):
+        for name, data in (("about.json", self._told(version)), ("learner", model or b"")):
             (draft / name).write_bytes(data)
             make_durable(draft / name)
         shutil.rmtree(there, ignore_errors=True)
@@ -135,12 +174,12 @@ class Versions:
         assert self.folder is not None
         about = self._about(name)
         about.forgotten = examples
-        model = self.folder / name / "model.pkl"
+        model = self.folder / name / "learner"
         if remove:
             about.verdict = "removed"
             about.why = f"it had seen {about.forgotten:,} examples that were to be forgotten"
         draft = self.folder / name / "about.draft"
-        draft.write_bytes(msgspec.json.encode(about))
+        draft.write_bytes(self._told(about))
         make_durable(draft)
         draft.rename(self.folder / name / "about.json")
         if remove:
@@ -162,11 +201,20 @@ class Versions:
         while kept and kept[-1].version != serving:
             kept.pop()
         if kept != self._served:
-            self._served, draft = kept, self.folder / "served.draft"
-            draft.write_bytes(b"".join(msgspec.json.encode(s) + b"\n" for s in kept))
-            make_durable(draft)
-            draft.rename(self.folder / "served.jsonl")
+            self._note_served(kept)
         make_durable(self.folder)
+
+    def _note_served(self, served: Sequence[Served]) -> None:
+        """Note that these served, and no others."""
+        assert self.folder is not None
+        self._served, self._last = list(served), b""
+        draft = self.folder / "served.draft"
+        with draft.open("wb") as file:
+            for one in served:
+                self._last = self._sealed.told(one, self._after())
+                file.write(self._last + b"\n")
+        make_durable(draft)
+        draft.rename(self.folder / "served.jsonl")
 
     @property
     def served(self) -> list[Served]:
@@ -194,8 +242,9 @@ class Versions:
         self._served.append(served)
         if self.folder is not None:
             log = self.folder / "served.jsonl"
+            self._last = self._sealed.told(served, self._after())
             with log.open("ab") as file:
-                file.write(msgspec.json.encode(served) + b"\n")
+                file.write(self._last + b"\n")
             make_durable(log)
 
     def wanted(self) -> str | None:
@@ -220,27 +269,49 @@ class Versions:
             (self.folder / "wanted").unlink(missing_ok=True)
             make_durable(self.folder)
 
+    def _told(self, version: Version) -> bytes:
+        return self._sealed.told(version, f"{place(version.model, version.name)}/about")
+
     def _about(self, name: str) -> Version:
         assert self.folder is not None
+        told = self._sealed.hear(
+            self._bytes(name, "about.json"), f"{place(self.folder.name, name)}/about", *self._of(name)
+        )
+        return msgspec.json.decode(told, type=Version)
+
+    def _bytes(self, name: str, file: str) -> bytes:
+        assert self.folder is not None
         try:
-            return msgspec.json.decode((self.folder / name / "about.json").read_bytes(), type=Version)
-        except (OSError, msgspec.DecodeError) as error:
-            raise VersionError(
-                f"the version {str(self.folder / name)!r} cannot be read ({error}); restore it from a backup, "
-                "or go back to another with freshet rollback"
-            ) from None
+            return (self.folder / name / file).read_bytes()
+        except OSError as error:
+            what, cure = self._of(name)
+            raise SealError(f"{what} cannot be read: {file}: {error.strerror}; {cure}") from None
+
+    def _pickled(self, name: str) -> bytes:
+        """The pickle of a learner, after its seal."""
+        assert self.folder is not None
+        return self._sealed.open(self._bytes(name, "learner"), place(self.folder.name, name), *self._of(name))
+
+    def _of(self, name: str) -> tuple[str, str]:
+        """How errors name a version, and the cure."""
+        assert self.folder is not None
+        return (
+            f"the version {str(self.folder / name)!r}",
+            "restore it from a backup, or let another serve with freshet rollback",
+        )
 
     def _load(self, name: str) -> tuple[Version, Any]:
         if name not in self._models:
             if self.folder is None:
                 raise VersionError(f"there is no version {name!r}")
-            about = self._about(name)
+            about, pickled = self._about(name), self._pickled(name)
             try:
-                self._models[name] = about, pickle.loads((self.folder / name / "model.pkl").read_bytes())
+                self._models[name] = about, pickle.loads(pickled)
             except Exception as error:  # a pickle raises whatever it likes
-                raise VersionError(
-                    f"the model {str(self.folder / name / 'model.pkl')!r} cannot be loaded "
-                    f"({type(error).__name__}: {error}); restore it from a backup, or roll back to another version"
+                what, cure = self._of(name)
+                raise SealError(
+                    f"the learner of {what.removeprefix('the ')} cannot be loaded ({type(error).__name__}: {error}): "
+                    f"go back to the libraries and the code with which it was fitted, or {cure}"
                 ) from None
             for old in list(self._models)[:-3]:
                 del self._models[old]

@@ -158,16 +158,21 @@ def _count(batch: Batch, seconds: Mapping[str, float]) -> None:
 
 
 class Gather:
-    """Puts the parts of each batch together, in the order of the batches."""
+    """Puts the parts of each batch together, in the order of the batches.
 
-    def __init__(self, stage: Stage, done: int = 0) -> None:
+    done: the last batch that is whole. shards: by shard the last batch of which it had a part.
+    """
+
+    def __init__(self, stage: Stage, done: int = 0, shards: Mapping[int, int] | None = None) -> None:
         self.stage = stage
         self.done = done
+        self.shards = dict(shards or {})
         self._waiting: dict[int, list[Part]] = {}
 
     def __call__(self, part: Part) -> list[Batch]:
         """The batches that are whole now and come next."""
         self._waiting.setdefault(part.number, []).append(part)
+        self.shards[part.shard] = max(part.number, self.shards.get(part.shard, 0))
         whole = []
         while (found := self._waiting.get(self.done + 1)) and len(found) == found[0].parts:
             self.done += 1
@@ -183,7 +188,7 @@ class Gather:
             _count(batch, p.seconds)
         return batch
 
-    def snapshot(self) -> int:
+    def snapshot(self) -> tuple[int, dict[int, int]]:
         if self._waiting:
             raise AssertionError("parts of a batch are missing at a snapshot")
-        return self.done
+        return self.done, dict(self.shards)

@@ -127,7 +127,7 @@ def test_what_waits_and_how_old_the_view_is_are_told(tmp_path: Path) -> None:
     settings = Settings(sources={"orders": SourceSettings(path=str(tmp_path / "orders.jsonl"))})
     p = pipeline(deferred(rows=45))
     state = claim(tmp_path / "state", p.name, p.definition(), 1, tmp_path / "out", outputs(p))
-    run = Run(p, settings, tmp_path / "out", state.recovery)
+    run = Run(p, settings, tmp_path / "out", state)
     run.run()
     views = figures(run, None)["views"]
     assert (views["shops"]["refresh"]["ways"]["incremental"]["refreshes"], views["recent"]["refresh"]) == (4, None)

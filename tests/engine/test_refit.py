@@ -23,6 +23,7 @@ from sklearn.tree import DecisionTreeRegressor
 import operators as op
 from engine import DefinitionError, Pipeline, debt, deferred, immediate
 from engine.model import KeptModel, kept
+from engine.seal import Seal
 from engine.spec import ModelSpec, fingerprint
 from engine.versions import VersionError, Versions
 from operators.delta import BOOL, FLOAT, STRING, Delta, to_column
@@ -126,6 +127,7 @@ def test_a_correction_is_a_change_that_the_version_lacks() -> None:
     assert many["prediction"][-1] > none["prediction"][-1] + 20
 
 
+SEAL = Seal(b"a key", "refit")
 RIVER = preprocessing.StandardScaler() | linear_model.LinearRegression()
 POLICIES = {
     "every": deferred(every="6h"),
@@ -166,7 +168,7 @@ def numbers_only(learner: Any) -> Any:
 
 
 def model(refresh: Any, learner: Any, label: str = "y", folder: Path | None = None) -> KeptModel:
-    return kept(spec(learner, label), refresh, folder)
+    return kept(spec(learner, label), refresh, folder, seal=SEAL)
 
 
 def spec(learner: Any, label: str = "y") -> ModelSpec:
@@ -369,7 +371,7 @@ def test_a_live_run_does_not_wait_and_one_that_goes_back_comes_to_the_same(tmp_p
     assert [tail(v) for _, _, v in before + after] == [None, "5", "5"]
     m.close()
     for state in (fitting, start):
-        m = kept(m.spec, refresh, tmp_path, state)
+        m = kept(m.spec, refresh, tmp_path, state, SEAL)
         if state is start:
             feed(m, told(3, first))
             assert feed(m, asked(10, 1))[0] == before
@@ -386,7 +388,7 @@ def test_history_waits_and_a_fit_that_was_cut_off_begins_anew(tmp_path: Path) ->
     state = saved(m)
     m.close()
     (tmp_path / "never").touch()
-    m = kept(m.spec, refresh, tmp_path, state)
+    m = kept(m.spec, refresh, tmp_path, state, SEAL)
     done(m)
     assert tail(feed(m, asked(20, 1))[0][0][2]) == "5"
     m.close()
@@ -420,16 +422,16 @@ def test_a_version_that_is_asked_for_serves_from_the_next_batch_on(tmp_path: Pat
         seen.append(feed(m, asked(at + 6, 1))[0][0][2])
         at += 7
     state = saved(m)
-    versions = Versions(tmp_path / "models" / "m")
+    versions = Versions(tmp_path / "models" / "m", SEAL)
     with pytest.raises(VersionError, match="there is no published version 'nothing'; there are: "):
         versions.want("nothing")
     versions.want(seen[0])
     one = feed(m, asked(at, 2))[0]
     assert [v for _, _, v in one] == [seen[0]] * 2
     m.close()
-    m = kept(m.spec, refresh, tmp_path, state)
+    m = kept(m.spec, refresh, tmp_path, state, SEAL)
     assert feed(m, asked(at, 2))[0] == one
-    assert Versions(tmp_path / "models" / "m").served[-1].why == "asked for"
+    assert Versions(tmp_path / "models" / "m", SEAL).served[-1].why == "asked for"
     m.close()
 
 

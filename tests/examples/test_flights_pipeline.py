@@ -26,7 +26,7 @@ def take(out: Path, batch_rows: int, workers: int = 1) -> Run:
     p.prepare(folder)
     settings = load(folder, {"batch_rows": batch_rows, "workers": workers})
     held = claim(out / "state", p.name, p.definition(), settings.shards, out, outputs(p))
-    run = Run(p, settings, out, held.recovery, until=DAYS * 86_400_000_000)
+    run = Run(p, settings, out, held, until=DAYS * 86_400_000_000)
     run.run()
     held.release()
     return run

@@ -14,8 +14,9 @@ from engine.cli import load_pipeline
 from engine.flow import Run
 from engine.pipeline import Pipeline
 from engine.publish import outputs
-from engine.recovery import claim
+from engine.recovery import claim, sealed
 from engine.settings import load
+from engine.versions import Versions
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -45,7 +46,7 @@ def run_here(p: Pipeline, folder: Path, out: Path, state: Path, refresh: Sequenc
     set_policies(p, settings)
     held = claim(state, p.name, p.definition(), settings.shards, out, outputs(p))
     try:
-        run = Run(p, settings, out, held.recovery)
+        run = Run(p, settings, out, held)
         run.run()
         return run
     finally:
@@ -70,3 +71,8 @@ def freshet(*args: object, cwd: Path, timeout: float = 120) -> subprocess.Comple
 def written(out: Path) -> dict[str, bytes]:
     """The output files by name."""
     return {f.name: f.read_bytes() for f in sorted(out.glob("*.jsonl"))}
+
+
+def versions_of(state: Path, pipeline: str, model: str) -> Versions:
+    """The versions of a model that a run kept."""
+    return Versions(state / "models" / model, sealed(state, pipeline))

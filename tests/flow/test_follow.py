@@ -76,7 +76,7 @@ def test_views_fall_due_by_a_present_that_is_given(folder: Path) -> None:
     p, settings, out = cards(folder), load(folder, {}), folder / "out"
     held = claim(folder / "state", p.name, p.definition(), 1, out, outputs(p))
     present = begin
-    run = Run(p, settings, out, held.recovery, follow=True, now=lambda: present)
+    run = Run(p, settings, out, held, follow=True, now=lambda: present)
     thread = Thread(target=run.run)
     thread.start()
     try:

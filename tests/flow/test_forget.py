@@ -21,10 +21,9 @@ from engine.model import KeptModel
 from engine.publish import outputs
 from engine.recovery import StateError, claim
 from engine.settings import load
-from engine.versions import Versions
 from tests.flow import running
 from tests.flow.cards import data
-from tests.flow.running import HERE, cards, freshet, run_here
+from tests.flow.running import HERE, cards, freshet, run_here, versions_of
 
 ERASED, SECRET = "card-of-nobody-else", "shop-of-nobody-else"
 
@@ -166,7 +165,7 @@ def _check_refits(here: Halves, report: dict[str, Any]) -> None:
         assert (fit["mode"], fit["verdict"]) == (mode, "published")
         rows = as_of(scan(here.folder / "state" / "log" / f"{name}.training"), seq=fit["seq"]).collect()
         assert fit["examples"] == len(rows)
-        versions = Versions(here.folder / "state" / "models" / name)
+        versions = versions_of(here.folder / "state", "forgotten", name)
         saw = [v for v in versions.all() if v.forgotten]
         assert saw
         assert all(v.seq < fit["seq"] for v in saw)
@@ -230,7 +229,7 @@ def test_nothing_of_the_key_is_left_in_the_state(tmp_path: Path) -> None:
     report = forget(here.folder, f"card={ERASED}", refresh=(), flags=("--remove",))
     assert holding(state, ERASED.encode()) == holding(state, SECRET.encode()) == []
     for name in ("fitted", "shops"):
-        versions = Versions(state / "models" / name).all()
+        versions = versions_of(state, "forgotten", name).all()
         assert {v.verdict for v in versions if v.forgotten} == {"removed"}
         assert [v.verdict for v in versions if not v.forgotten].count("published") >= 1
         assert all(v["verdict"] == "removed" for v in report["models"][name]["versions"])
@@ -260,7 +259,7 @@ def test_cut_off_it_is_finished_by_the_same_command(tmp_path: Path, monkeypatch:
     def begin() -> tuple[Run, Any]:
         state, out = here.folder / "state", here.folder / "out"
         held = claim(state, p.name, p.definition(), 1, out, outputs(p), asked.where)
-        return Run(p, settings, out, held.recovery, forget=asked), held
+        return Run(p, settings, out, held, forget=asked), held
 
     def fails(*args: Any) -> None:
         raise RuntimeError("the power went off")
@@ -291,7 +290,7 @@ def test_cut_off_it_is_finished_by_the_same_command(tmp_path: Path, monkeypatch:
     for name in AT_ONCE:
         assert here.predictions(name, before) == other.predictions(name, before)
     saw = [v["forgotten"] for v in expected["models"]["fitted"]["versions"]]
-    assert [v.forgotten for v in Versions(here.folder / "state" / "models" / "fitted").all() if v.forgotten] == saw
+    assert [v.forgotten for v in versions_of(here.folder / "state", "forgotten", "fitted").all() if v.forgotten] == saw
 
 
 def test_twice_is_once_and_what_comes_later_stays(tmp_path: Path) -> None:

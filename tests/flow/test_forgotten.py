@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from msgspec import structs
 
 import operators as op
 from engine.bind import set_policies
@@ -26,7 +27,7 @@ from engine.settings import load
 from engine.versions import Versions
 from operators.delta import BOOL, STRING, Delta, empty, to_column
 from operators.operator import DefinitionError, Named
-from tests.flow.running import cards, freshet, run_here
+from tests.flow.running import cards, freshet, run_here, versions_of
 from tests.flow.test_forget import holding
 
 SOURCES = ("asked", "told", "people", "notes")
@@ -94,7 +95,7 @@ class Small:
         asked = request(p, what)
         held = claim(self.state, p.name, p.definition(), 1, self.out, outputs(p), asked.where)
         try:
-            run = Run(p, settings, self.out, held.recovery, forget=asked)
+            run = Run(p, settings, self.out, held, forget=asked)
             run.run()
             if cut:
                 return {}
@@ -111,7 +112,7 @@ class Small:
         return holding(self.state, what.encode())
 
     def versions(self, model: str) -> Versions:
-        return Versions(self.state / "models" / model)
+        return versions_of(self.state, cards(self.folder).name, model)
 
 
 ONLINE = """
@@ -438,8 +439,8 @@ def test_what_a_lost_future_fitted_does_not_come_back(tmp_path: Path, learnt: bo
     here.ask(65, 60)
     here.run()
     lost = here.versions("m").all()[-1]
-    served = here.state / "models" / "m" / "served.jsonl"
-    served.write_bytes(served.read_bytes().replace(b'"live":false', b'"live":true'))
+    versions = here.versions("m")
+    versions._note_served([structs.replace(s, live=True) for s in versions.served])
     shutil.rmtree(here.state / "recovery")
     saved.rename(here.state / "recovery")
     shutil.rmtree(here.state / "intake")

@@ -111,7 +111,7 @@ def test_crash_at_each_point_of_an_epoch(
     run_here(p, folder, tmp_path / "out", tmp_path / "state")
     assert written(tmp_path / "out") == reference
     files = [f.name.rsplit(".", 2)[0] for f in (tmp_path / "state/large").iterdir()]
-    assert {"model-fraud"} < set(files)
+    assert {"model-fraud.all", "read.all", "publish.all"} < set(files)
     assert all(files.count(name) <= KEPT for name in files)
 
 

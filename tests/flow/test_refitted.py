@@ -20,10 +20,9 @@ import pytest
 
 from engine.cli import load_pipeline
 from engine.log import ROW, SEQ, as_of, scan
-from engine.versions import Versions
 from operators.delta import AT, POS
 from tests.flow.cards import data
-from tests.flow.running import HERE, command, environment, freshet, written
+from tests.flow.running import HERE, command, environment, freshet, versions_of, written
 from tests.flow.test_oracle import on_time
 from tests.flow.test_replay import frames
 
@@ -74,9 +73,9 @@ def kept(base: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"outputs": written(base / "out")}
     for model in MODELS:
         found[f"{model} log"] = scan(base / "state" / "log" / f"{model}.training").collect().rows()
-        versions = Versions(base / "state" / "models" / model)
-        found[f"{model} versions"] = [{**_told(v), "seconds": None} for v in versions.all()]
-        found[f"{model} served"] = [_told(s) for s in versions.served]
+        there = versions_of(base / "state", "refitted", model)
+        found[f"{model} versions"] = [{**_told(v), "seconds": None} for v in there.all()]
+        found[f"{model} served"] = [_told(s) for s in there.served]
     return found
 
 
@@ -276,7 +275,7 @@ def test_a_live_run_predicts_while_it_fits_and_goes_back_when_asked(tmp_path: Pa
     try:
         until(lambda: "metrics: " in told.read_text(), process)
         more(8)
-        (served,) = Versions(tmp_path / "state" / "models" / "cost").served
+        (served,) = versions_of(tmp_path / "state", "refitted", "cost").served
         old = served.version
         hold.touch()
         (folder / "fitting").unlink()
@@ -349,7 +348,7 @@ def test_what_cannot_be_done_is_refused(args: tuple[str, ...], said: str, folder
 
 def test_models_are_listed_for_people(folder: Path, reference: Path) -> None:
     text = freshet("models", folder, "--state", "state", cwd=reference).stdout
-    (newest,) = [v.name for v in Versions(reference / "state" / "models" / "cost").all()][-1:]
+    (newest,) = [v.name for v in versions_of(reference / "state", "refitted", "cost").all()][-1:]
     assert f"* {newest}" in text
     assert "cost: refresh deferred(rows=300)" in text
     assert "learns each answer as it comes: there are no versions" in text
