@@ -149,7 +149,7 @@ def _older(by_at, at, pos, than_at, than_pos):  # type: ignore[no-untyped-def]
     return at < than_at or (at == than_at and pos <= than_pos) if by_at else pos <= than_pos
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _take_back(s, now, stand, s_at, s_pos, row, cell, plus, lines, n):  # type: ignore[no-untyped-def]
     """Take back the row of a slot: one more line, or the line that brought it within this `seq` dropped."""
     if stand[s] != _LIVE:
@@ -161,7 +161,7 @@ def _take_back(s, now, stand, s_at, s_pos, row, cell, plus, lines, n):  # type: 
     return _line(lines, n, s, -1, s_at, s_pos, row, cell, now)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _line(lines, n, s, weight, s_at, s_pos, row, cell, seq):  # type: ignore[no-untyped-def]
     """One more line, of the row of a slot as it is now."""
     if n == lines.shape[0]:
@@ -173,6 +173,31 @@ def _line(lines, n, s, weight, s_at, s_pos, row, cell, seq):  # type: ignore[no-
     for c in range(cell.shape[1]):
         lines[n, 5 + c] = -1 - s if cell[s, c] == 0 else _NONE if cell[s, c] < 0 else cell[s, c] - 1
     return lines, n + 1
+
+
+@njit(cache=True)
+def _tells(by_at, s, i, at, pos, deleted, untold, told_at, told_pos):  # type: ignore[no-untyped-def]
+    """Whether a message behind the newest one of a slot tells what the newest one leaves untold."""
+    for c in range(told_at.shape[1]):
+        if (deleted[i] or not untold[i, c]) and not _older(by_at, at[i], pos[i], told_at[s, c], told_pos[s, c]):
+            return True
+    return False
+
+
+@njit(cache=True)
+def _tell(  # type: ignore[no-untyped-def]
+    by_at, s, i, at, pos, seq, deleted, untold, stand, s_at, s_pos, row, plus, told_at, told_pos, cell, lines, count
+):  # fmt: skip
+    """Let it do so: the row of the slot is corrected."""
+    lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, cell, plus, lines, count)
+    for c in range(told_at.shape[1]):
+        if (deleted[i] or not untold[i, c]) and not _older(by_at, at[i], pos[i], told_at[s, c], told_pos[s, c]):
+            told_at[s, c], told_pos[s, c] = at[i], pos[i]
+            cell[s, c] = -1 if deleted[i] else i + 1
+    if stand[s] == _LIVE:
+        lines, count = _line(lines, count, s, 1, s_at, s_pos, row, cell, seq[i])
+        plus[s] = count
+    return lines, count
 
 
 @njit(cache=True)
@@ -200,49 +225,48 @@ def _newest(  # type: ignore[no-untyped-def]
     for i in range(n):
         if all_gone[2] == 1 and _older(by_at, at[i], pos[i], all_gone[0], all_gone[1]):
             continue
-        first, last = slot[i], slot[i] + 1
         if everything[i]:
             all_gone[0], all_gone[1], all_gone[2] = at[i], pos[i], 1
-            first, last = 0, stand.shape[0]
-        for s in range(first, last):
-            behind = stand[s] > 0 and _older(by_at, at[i], pos[i], s_at[s], s_pos[s])
-            if behind:  # it may tell what the newest one leaves untold
-                changes = False
-                for c in range(m):
-                    if (deleted[i] or not untold[i, c]) and not _older(
-                        by_at, at[i], pos[i], told_at[s, c], told_pos[s, c]
-                    ):
-                        changes = True
-                if not changes:
+            for s in range(stand.shape[0]):
+                if stand[s] == 0:
                     continue
-                lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, cell, plus, lines, count)
-            elif everything[i]:
-                if stand[s] > 0:
+                if not _older(by_at, at[i], pos[i], s_at[s], s_pos[s]):
                     lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, cell, plus, lines, count)
                     stand[s] = 0
                     swept = appended(swept, sweeps, s)
                     sweeps += 1
-                continue
-            else:
-                lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, cell, plus, lines, count)
-                for c in range(m):
-                    if stand[s] == 0:
-                        told_at[s, c] = told_pos[s, c] = _NONE
-                    if stand[s] != _LIVE:
-                        cell[s, c] = -1
-                stand[s], s_at[s], s_pos[s] = _GONE if deleted[i] else _LIVE, at[i], pos[i]
-                row[s], plus[s] = i + 1, 0
-            for c in range(m):
-                if (deleted[i] or not untold[i, c]) and not _older(by_at, at[i], pos[i], told_at[s, c], told_pos[s, c]):
-                    told_at[s, c], told_pos[s, c] = at[i], pos[i]
-                    cell[s, c] = -1 if deleted[i] else i + 1
-            if stand[s] == _LIVE:
-                lines, count = _line(lines, count, s, 1, s_at, s_pos, row, cell, seq[i])
-                plus[s] = count
-                corrected += behind
-            if behind and everything[i]:
-                mended = appended(mended, mends, s)
-                mends += 1
+                elif m > 0 and _tells(by_at, s, i, at, pos, deleted, untold, told_at, told_pos):
+                    lines, count = _tell(
+                        by_at, s, i, at, pos, seq, deleted, untold, stand, s_at, s_pos, row, plus, told_at, told_pos,
+                        cell, lines, count,
+                    )  # fmt: skip
+                    corrected += 1
+                    mended = appended(mended, mends, s)
+                    mends += 1
+            continue
+        s = slot[i]
+        if stand[s] > 0 and _older(by_at, at[i], pos[i], s_at[s], s_pos[s]):
+            if m > 0 and _tells(by_at, s, i, at, pos, deleted, untold, told_at, told_pos):
+                lines, count = _tell(
+                    by_at, s, i, at, pos, seq, deleted, untold, stand, s_at, s_pos, row, plus, told_at, told_pos,
+                    cell, lines, count,
+                )  # fmt: skip
+                corrected += 1
+            continue
+        lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, cell, plus, lines, count)
+        for c in range(m):
+            if stand[s] == 0:
+                told_at[s, c] = told_pos[s, c] = _NONE
+            if stand[s] != _LIVE:
+                cell[s, c] = -1
+            if deleted[i] or not untold[i, c]:
+                told_at[s, c], told_pos[s, c] = at[i], pos[i]
+                cell[s, c] = -1 if deleted[i] else i + 1
+        stand[s], s_at[s], s_pos[s] = _GONE if deleted[i] else _LIVE, at[i], pos[i]
+        row[s], plus[s] = i + 1, 0
+        if not deleted[i]:
+            lines, count = _line(lines, count, s, 1, s_at, s_pos, row, cell, seq[i])
+            plus[s] = count
     slots, sources, k = np.empty(n, np.int64), np.empty(n, np.int64), 0
     retold, cells, t = np.empty(n + mends, np.int64), np.empty((n + mends, m), np.int64), 0
     for i in range(n + mends):
@@ -335,10 +359,10 @@ class _Newest(Keyed):
         self.sweep.touch(slot, self.stand[slot] == 0)
         self.sweep.touch(swept, np.ones(len(swept), np.bool_))
         lines = lines[lines[:, 1] != 0]
-        source = dict.fromkeys(self.out, lines[:, 0])
+        source = dict.fromkeys(self.out, _Cells(lines[:, 0], len(delta)))
         if self.told is not None:
-            source |= {n: lines[:, 5 + c] for c, n in enumerate(self.texts)}
-        columns = {n: _taken(delta.columns[n], self.columns[n], of) for n, of in source.items()}
+            source |= {n: _Cells(lines[:, 5 + c], len(delta)) for c, n in enumerate(self.texts)}
+        columns = {n: cells.of(delta.columns[n], self.columns[n]) for n, cells in source.items()}
         gone = slot[self.stand[slot] == _GONE]
         for name, column in self.columns.items():
             column[gone] = null_of(self.out[name])
@@ -346,8 +370,8 @@ class _Newest(Keyed):
                 column[changed] = delta.columns[name][sources]
         for c, name in enumerate(self.texts if self.told is not None else ()):
             other = cells[:, c] != 0
-            of = np.where(cells[other, c] < 0, _NONE, cells[other, c] - 1)
-            self.columns[name][retold[other]] = _taken(delta.columns[name], self.columns[name], of)
+            told_by = _Cells(np.where(cells[other, c] < 0, _NONE, cells[other, c] - 1), len(delta))
+            self.columns[name][retold[other]] = told_by.of(delta.columns[name], self.columns[name])
         weight, at, pos, seq = (np.ascontiguousarray(lines[:, i]) for i in range(1, 5))
         out = Delta(columns, weight, at, pos, seq)
         return _without_the_same(out, self.texts) if corrected else out
@@ -399,15 +423,24 @@ class _Newest(Keyed):
         return len(self.slots), self.slots.nbytes + nbytes(per_slot) + cells
 
 
-def _taken(given: Array, kept: Array, source: Ints) -> Array:
-    """Cells of what is given, or of what is kept where the source is negative (see `_newest`)."""
-    if not (stored := source < 0).any():
-        return given[source]
-    out = np.empty(len(source), given.dtype)
-    out[~stored] = given[source[~stored]]
-    stored &= source != _NONE
-    out[stored] = kept[-1 - source[stored]]
-    return out
+class _Cells:
+    """Cells of what is given, n rows, or of what is kept where the source is negative (see `_newest`)."""
+
+    def __init__(self, source: Ints, n: int) -> None:
+        self._index, self._null = source, False
+        self._slots: Ints | None = None
+        if (stored := source < 0).any():
+            none = source == _NONE
+            self._slots, self._null = -1 - source[stored & ~none], bool(none.any())
+            self._index = source.copy()
+            self._index[stored & ~none] = n + np.arange(len(self._slots))
+            self._index[none] = n + len(self._slots)
+
+    def of(self, given: Array, kept: Array) -> Array:
+        if self._slots is None:
+            return given[self._index]
+        null = [np.array([None], given.dtype)] if self._null else []
+        return np.concatenate([given, kept[self._slots], *null])[self._index]
 
 
 def _without_the_same(out: Delta, texts: Sequence[str]) -> Delta:
