@@ -11,9 +11,12 @@ What a message means depends on the format:
 
 A field that has the name of a column is that column and never `op`, `weight` or `at`. A missing or null field is null;
 of fields given twice the last counts, but each value must fit. What asks for nothing is skipped: blank records,
-tombstones (null) of "changes" and "debezium", Debezium's heartbeats and its messages (op m).
+tombstones (null) of "changes" and "debezium", and what Debezium writes about itself: heartbeats, messages (op m), where
+a transaction begins and ends.
 
-A delete needs its key only. Debezium's truncation (op t) is a deleted row without a key: of all keys.
+A delete needs its key only. Debezium's truncation (op t) is a deleted row without a key: of all keys. A text that
+Debezium does not tell, because it is long and an update did not touch it, is as it was before: the message is one whose
+`deleted` is null (`operators/message.py`). Floats may come as text, also "NaN", which is null, and "Infinity".
 
 A record of a topic can have no value but a key: a tombstone, which deletes that key. The key is a JSON object of the
 key columns (Debezium's may be wrapped as its values are), or the value of a single key column, in JSON or plain.
@@ -22,6 +25,7 @@ key columns (Debezium's may be wrapped as its values are), or the value of a sin
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -38,6 +42,7 @@ from operators.delta import (
     FLOAT,
     INT,
     NULL,
+    NULL_BOOL,
     STRING,
     TIME,
     Array,
@@ -48,6 +53,7 @@ from operators.delta import (
     null_of,
     numpy_type,
 )
+from operators.message import UNAVAILABLE
 
 Format = Literal["rows", "changes", "debezium"]
 
@@ -67,6 +73,17 @@ _ASKED: dict[str | None, int] = {
 _OPS = Literal["insert", "update", "delete", "c", "u", "d", "r"]
 _MALFORMED = re.compile(r"^JSON is malformed: |^Input data was ")
 _PATH = re.compile(r"`\$\.([^`]*)`")
+_UNTOLD = (UNAVAILABLE, b64encode(UNAVAILABLE.encode()).decode(), UNAVAILABLE.encode().hex())
+"""What stands for a value that is not told: of a text, and of bytes as Debezium writes them."""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
+_NO_NUMBER = {
+    "nan": np.nan,
+    **dict.fromkeys(("infinity", "+infinity", "positive_infinity"), np.inf),
+    **dict.fromkeys(("-infinity", "negative_infinity"), -np.inf),
+}
+_TRANSACTION = {"status", "id", "event_count", "data_collections", "ts_ms"}
+_CLOCKS = {"ts_ms", "ts_us", "ts_ns"}
+_DECIMAL = "; let Debezium write numeric columns as numbers or text: decimal.handling.mode=double or string"
 
 
 @dataclass(frozen=True)
@@ -94,13 +111,14 @@ class Shape:
 class Decoded:
     """The rows of a sequence of records.
 
-    columns: of the good rows. deleted: whether a row says that its key is gone; its other columns may be null. at:
-    event time in microseconds, null where the record gives none. index: which record each row came from, ascending.
-    bad: (record number, reason), ascending. skipped: how many records asked for nothing.
+    columns: of the good rows. deleted: a Boolean column, whether a row says that its key is gone; its other columns may
+    be null then. Where it is null, some texts are as they were before. at: event time in microseconds, null where the
+    record gives none. index: which record each row came from, ascending. bad: (record number, reason), ascending.
+    skipped: how many records asked for nothing.
     """
 
     columns: Columns
-    deleted: npt.NDArray[np.bool_]
+    deleted: Array
     at: Ints
     index: Ints
     bad: list[tuple[int, str]] = field(default_factory=list)
@@ -145,7 +163,7 @@ class Decoder:
     >>> records = [b'{"id": 1, "name": "Ann"}', b'{"id": 1, "op": "delete"}', b'{"id": "x"}']
     >>> got = Decoder(shape, "changes").decode(Records.of(records))
     >>> got.columns["id"].tolist(), got.deleted.tolist(), got.index.tolist()
-    ([1, 1], [False, True], [0, 1])
+    ([1, 1], [0, 1], [0, 1])
     >>> got.bad
     [(2, "expected `int`, got `str` - at `$.id`: 'x'")]
     """
@@ -158,7 +176,8 @@ class Decoder:
         self.strict_columns = strict_columns
         self.max_record = max_record
         self._fields = {name: f"f{i}" for i, name in enumerate(shape.schema)}
-        self._columns = [_Column(name, f, shape) for name, f in self._fields.items()]
+        self._columns = [_Column(name, f, shape, form == "debezium") for name, f in self._fields.items()]
+        self._texts = [n for n, t in shape.schema.items() if form == "debezium" and t == STRING and n not in shape.key]
         self._row = self._struct({})
         self._empty = self._row(**dict.fromkeys(self._fields.values()))
         self._loose = shape.required - set(shape.key)
@@ -420,6 +439,8 @@ class Decoder:
             if row is not None and body.op in ("c", "r", "u", "d"):
                 return self._event(body.op, row, body.source.ts_ms if body.source else None, body.ts_ms)
             if body.op is None and body is parsed and row is None and body.before is None and not self.strict_columns:
+                if b'"data_collections"' in record:
+                    return self._by_parts(record)
                 try:
                     flat = self._parse_flat(record)
                 except Exception:
@@ -453,7 +474,7 @@ class Decoder:
             raise _Refused(f"expected an object, got {_short(body)} - at `{path}`")
         inner = [n for n in ("before", "after", "source") if n in body and n not in columns]
         if "op" not in body or ("op" in columns and not inner):
-            if set(body) == {"ts_ms"} and set(self.shape.key) != {"ts_ms"}:
+            if self._about_itself(body):
                 return None
             if self.strict_columns and (unknown := [n for n in body if n not in columns and not n.startswith("__")]):
                 raise msgspec.ValidationError(f"Object contains unknown field `{unknown[0]}`")
@@ -472,6 +493,17 @@ class Decoder:
             lost = "key" if op == "d" else "row"
             raise _Refused(f"op {op!r} without {side!r}: its {lost} is unknown - at `{path}.{side}`")
         return self._event(op, self._convert(body[side], self._row, f"{path}.{side}"), source_ms, body.get("ts_ms"))
+
+    def _about_itself(self, body: dict[str, Any]) -> bool:
+        """Whether Debezium says that it is alive, or that a transaction begins or ends."""
+        if "ts_ms" in body and body.keys() <= _CLOCKS:
+            return set(self.shape.key) != {"ts_ms"}
+        return (
+            body.keys() == _TRANSACTION
+            and body["status"] in ("BEGIN", "END")
+            and isinstance(body["id"], str)
+            and not {"event_count", "data_collections"} & self.shape.schema.keys()
+        )
 
     @staticmethod
     def _convert(given: Any, to: Any, path: str) -> Any:
@@ -494,7 +526,8 @@ class Decoder:
         n = len(rows)
         columns = {c.name: c.of(rows, n) for c in self._columns}
         gone = np.zeros(n, np.bool_) if deleted is None else deleted
-        return self._checked(columns, gone, given, index, bad, skipped)
+        wrong = {i: reason for c in self._columns for i, reason in c.wrong}
+        return self._checked(columns, gone, given, index, bad, skipped, wrong)
 
     def _checked(
         self,
@@ -504,19 +537,21 @@ class Decoder:
         index: Ints,
         bad: list[tuple[int, str]],
         skipped: int,
+        wrong: Mapping[int, str] | None = None,
     ) -> Decoded:
-        """The rows without those that have a null or a time that cannot be, which are refused.
+        """The rows without those that are wrong, or have a null or a time that cannot be, which are refused.
 
         given: event times that count where the row has none, and always for deletes.
         """
         shape, n = self.shape, len(gone)
+        deleted = self._partial(columns, gone)
         at = np.full(n, NULL) if shape.at is None else columns[shape.at]
         if given is not None:
             own = at
             at = np.where(gone | (own == NULL), given, own)
             if shape.at is not None:
                 columns[shape.at] = np.where(gone, own, at)
-        reasons: dict[int, str] = {}
+        reasons: dict[int, str] = dict(wrong or {})
         for name in self._loose:
             if (missing := is_null(columns[name]) & ~gone).any():
                 for i in np.flatnonzero(missing):
@@ -535,8 +570,19 @@ class Decoder:
             good = np.ones(n, np.bool_)
             good[list(reasons)] = False
             columns = {name: c[good] for name, c in columns.items()}
-            gone, at, index = gone[good], at[good], index[good]
-        return Decoded(columns, gone, at, index, bad, skipped)
+            deleted, at, index = deleted[good], at[good], index[good]
+        return Decoded(columns, deleted, at, index, bad, skipped)
+
+    def _partial(self, columns: Columns, gone: npt.NDArray[np.bool_]) -> Array:
+        """The column `deleted`. Texts that are not told are marked; in a source of inserts, which has none, null."""
+        deleted = gone.astype(np.int8)
+        for name in self._texts:
+            cells = columns[name].tolist()
+            if any(mark in cells for mark in _UNTOLD):
+                untold = np.fromiter((c in _UNTOLD for c in cells), np.bool_, len(cells))
+                columns[name][untold] = None if self.shape.append_only else UNAVAILABLE
+                deleted[untold & ~gone] = 0 if self.shape.append_only else NULL_BOOL
+        return deleted
 
     def _not_believed(self, at: int) -> str:
         if at < self.shape.earliest:
@@ -589,6 +635,10 @@ class Decoder:
         if name == "weight":
             return "; expected 1 or -1"
         unit = self.shape.epoch.get(name)
+        if self.form == "debezium" and self.shape.schema.get(name) in (FLOAT, INT, STRING) and "got `object`" in told:
+            return _DECIMAL
+        if self.form == "debezium" and self.shape.schema.get(name) == INT and "got `str`" in told:
+            return _DECIMAL + ", and declare them as float or str"
         if "timezone" in told:
             return "; write it with Z or an offset, such as 2013-01-01T10:15:00Z"
         if unit and (">=" in told or "<=" in told or "out of range" in told):
@@ -601,9 +651,11 @@ class Decoder:
 class _Column:
     """One column: the type that msgspec checks and the way from its values to an array."""
 
-    def __init__(self, name: str, field: str, shape: Shape) -> None:
+    def __init__(self, name: str, field: str, shape: Shape, textual: bool) -> None:
         self.name, self.field = name, field
+        self.wrong: list[tuple[int, str]] = []
         dtype = shape.schema[name]
+        self.textual = textual and dtype == FLOAT
         self.null, self.numpy = null_of(dtype), numpy_type(dtype)
         unit = shape.epoch.get(name) if dtype == TIME else None
         self.iso = dtype == TIME and unit is None
@@ -614,7 +666,7 @@ class _Column:
             self.scanned = Field(
                 name, kind, name not in shape.key, _FIRST // self.scale, _LAST // self.scale, self.scale
             )
-        self.type: Any = {STRING: str, FLOAT: float, BOOL: bool}.get(dtype)
+        self.type: Any = {STRING: str, FLOAT: float | str if self.textual else float, BOOL: bool}.get(dtype)
         if dtype == INT:
             self.type = Annotated[int, msgspec.Meta(ge=NULL + 1, le=-(NULL + 1))]
         elif self.iso:
@@ -625,7 +677,11 @@ class _Column:
         self._values: Callable[[list[Any]], list[Any]] = eval(f"lambda rows: [r.{field} for r in rows]")
 
     def of(self, rows: list[Any], n: int) -> Array:
+        """The values of the rows; of those that are no such values `wrong` says which and why."""
         values = self._values(rows)
+        self.wrong = []
+        if self.textual and str in set(map(type, values)):
+            values = [self._number(i, v) if type(v) is str else v for i, v in enumerate(values)]
         if self.iso:
             return _times(values, n)
         try:
@@ -636,6 +692,12 @@ class _Column:
             a = np.fromiter([self.null if v is None else v for v in values], self.numpy, n)
             return a if self.scale == 1 else np.where(a == NULL, NULL, a * self.scale)
         return a if self.scale == 1 else a * self.scale
+
+    def _number(self, i: int, text: str) -> float | None:
+        found = float(text) if _NUMBER.fullmatch(text) else _NO_NUMBER.get(text.lower())
+        if found is None or (text[-1:].isdigit() and abs(found) == np.inf):
+            self.wrong.append((i, f"`{self.name}` is the text {_short(text)}: expected a number{_DECIMAL}"))
+        return found
 
 
 def _times(values: list[datetime | None], n: int) -> Ints:

@@ -26,6 +26,7 @@ from engine.merge import Chunk, Merge
 from engine.settings import Settings
 from operators.delta import AT, BOOL, FLOAT, INT, POS, TIME, Delta, Ints, concat, empty, nulls, to_array
 from operators.latest import latest
+from operators.message import completed
 from operators.operator import DefinitionError
 
 
@@ -134,14 +135,16 @@ def _deletions(read: _Reading, rows: Delta, condition: pl.Expr) -> tuple[Delta, 
     source = read.source
     if not len(rows):
         return rows, rows.pos
+    if not set(condition.meta.root_names()) <= set(source.key):
+        keys = rows.frame({k: source.columns[k] for k in source.key}).unique()
+        everything = pl.all_horizontal(pl.col(k).is_null() for k in source.key)
+        rows = read.all(pl.struct(source.key).is_in(keys.to_struct().implode()) | everything)
+    messages = _messages(source, rows).lazy()
     if source.table and source.at:
-        gone = _messages(source, rows).filter(~pl.col(DELETED))
+        standing = completed(messages, source.key).filter(~pl.col(DELETED).fill_null(False))
     else:
-        if not set(condition.meta.root_names()) <= set(source.key):
-            keys = rows.frame({k: source.columns[k] for k in source.key}).unique()
-            everything = pl.all_horizontal(pl.col(k).is_null() for k in source.key)
-            rows = read.all(pl.struct(source.key).is_in(keys.to_struct().implode()) | everything)
-        gone = latest(by=source.key).recompute([_messages(source, rows).lazy()]).filter(condition).collect()
+        standing = latest(by=source.key).recompute([messages])
+    gone = standing.filter(condition).collect()
     gone = gone.filter(~np.isin(gone[POS].to_numpy(), read.merge.taken_back(source.name))).sort(POS)
     columns = {n: to_array(gone[n]) if n in source.key else nulls(len(gone), t) for n, t in source.columns.items()}
     columns[DELETED] = np.ones(len(gone), np.int8)
@@ -192,7 +195,7 @@ def _matching(source: Source, chunk: Chunk, condition: pl.Expr, until: int, base
         return empty(source.messages)
     columns = dict(chunk.columns)
     if not source.append_only:
-        columns[DELETED] = chunk.deleted.astype(np.int8)
+        columns[DELETED] = chunk.deleted
     n = len(chunk.at)
     rows = Delta(columns, np.ones(n, np.int64), chunk.at, chunk.offset + base, np.zeros(n, np.int64))
     needed = {c: source.columns[c] for c in condition.meta.root_names()}

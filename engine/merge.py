@@ -53,7 +53,7 @@ class Bad(NamedTuple):
 
 @dataclass
 class Chunk:
-    """Rows read from a partition, in its order, with what could not become a row."""
+    """Rows read from a partition, in its order, with what could not become a row. deleted: a Boolean column."""
 
     columns: Columns
     deleted: Array
@@ -132,7 +132,7 @@ class _Feed:
         self.newest = int(known[-1])
         columns = dict(chunk.columns)
         if not self.source.append_only:
-            columns[DELETED] = chunk.deleted.astype(np.int8)
+            columns[DELETED] = chunk.deleted
         if len(self):
             columns = {n: np.concatenate([c, columns[n]]) for n, c in self.columns.items()}
             at, known = np.concatenate([self.at, at]), np.concatenate([self.known, known])

@@ -18,7 +18,7 @@ from engine.model import kept as kept_model
 from engine.plan import Settle, Stage, due, rank, steps, watermark
 from engine.scan import Records
 from engine.view import Shard
-from operators.delta import AT, NULL, POS, Delta, accumulate, to_array
+from operators.delta import AT, BOOL, NULL, POS, Delta, accumulate, to_array
 from operators.operator import DefinitionError, known
 
 
@@ -39,7 +39,8 @@ class FramePartition:
         for name in sorted(source.required):
             if n := self._frame[name].null_count():
                 raise DefinitionError(f"{what}: the column {name!r} is null in {n} rows; expected a value in each")
-        self._deleted = frame[DELETED].to_numpy() if DELETED in frame.columns else np.zeros(len(frame), np.bool_)
+        given = DELETED in frame.columns and not source.append_only
+        self._deleted = to_array(frame[DELETED].cast(BOOL)) if given else np.zeros(len(frame), np.int8)
         self._at = source.at
 
     def read(self) -> Chunk | None:

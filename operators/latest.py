@@ -1,22 +1,22 @@
 """LATEST: the rows that a stream of upserts and deletes leaves.
 
-    latest(by)(M) = for each key its newest message of M, unless that one is `deleted`
+    latest(by)(M) = for each key its newest message of M, unless that one is `deleted`; with its untold cells filled
 
-The input rows are messages about a key: its columns and a Boolean column `deleted`, which is not in the result. They
-are only ever inserted. Newest means the greatest position, or with order="at" the greatest (at, pos). Each message that
-is newest when it comes takes back the row of its key and brings its own (-old +new); one that comes behind a newer
-message of its key changes nothing.
+The input rows are messages about a key (`operators/message.py`): its columns and a Boolean column `deleted`, which is
+not in the result. They are only ever inserted. Newest means the greatest position, or with order="at" the greatest
+(at, pos). Each message that is newest when it comes takes back the row of its key and brings its own (-old +new).
+One that comes behind a newer message of its key changes nothing, unless it tells what that one leaves untold: then it
+corrects the row.
 
 - A message with a null key (all its columns) that is `deleted` deletes every key: all older messages, also those still
   to come, count for nothing. Any other null key is a key like any other.
-- With order="position" a String cell that is `__debezium_unavailable_value` means "as in the previous message of this
-  key". It is resolved when the message comes; after a delete, or for a key not known, it becomes null.
 - A deleted key is remembered until the horizon has passed the `at` of its delete, so that an older message that comes
   late stays hidden. With order="position" this relies on no message coming both behind a delete of greater position
   and after the horizon passed that delete; a log that is read in order never does so.
 - A key that has a row is never forgotten, unless `keep` is given: then a key whose newest message is older than the
   horizon less `keep` is forgotten in silence. Its row stays in the result but is corrected and deleted no more, which
   is meant for long streams of rows that are corrected for a while.
+- Where each text of a row was told is known from the first untold cell on: sixteen bytes for each text of each key.
 """
 
 from __future__ import annotations
@@ -31,12 +31,10 @@ import polars as pl
 from numba import njit
 
 from operators.delta import (
-    AT,
     BEGINNING,
     BOOL,
     FLOAT,
     INT,
-    POS,
     STRING,
     Array,
     Columns,
@@ -47,12 +45,11 @@ from operators.delta import (
     null_of,
     numpy_type,
 )
+from operators.message import DELETED, completed, texts, untold
 from operators.operator import DefinitionError, Maintained, Operator, as_names, fit_as_key, microseconds
 from operators.state import Keyed, grown, nbytes
-from operators.timeline import Sweep, appended, back
+from operators.timeline import Sweep, appended, back, same
 
-DELETED = "deleted"
-UNAVAILABLE = "__debezium_unavailable_value"
 Order = Literal["position", "at"]
 
 
@@ -117,29 +114,15 @@ class Latest(Operator):
         return int(back(bound, self.keep))
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-        messages = relations[0]
+        messages = completed(relations[0], self.by, self.order == "at")
         names = [n for n in messages.collect_schema() if n != DELETED]
         deleted = pl.col(DELETED).fill_null(False)
         everything = deleted & pl.all_horizontal(pl.col(n).is_null() for n in self.by)
-        standing = (
-            messages.sort(*((POS,) if self.order == "position" else (AT, POS)))
-            .with_columns(_deleted=deleted, _everything=everything, _deletions=everything.cum_sum())
-            .filter(pl.col("_deletions") == pl.col("_everything").sum(), ~pl.col("_everything"))
+        standing = messages.with_columns(_everything=everything, _deletions=everything.cum_sum()).filter(
+            pl.col("_deletions") == pl.col("_everything").sum(), ~pl.col("_everything")
         )
-        if self.order == "position":
-            life = [*self.by, pl.col("_deleted").cum_sum().over(self.by).alias("_life")]
-            texts = [n for n, t in messages.collect_schema().items() if t == STRING and n not in self.by]
-            standing = standing.with_columns(
-                pl.when(pl.col("_deleted") | pl.col(n).is_null() | (pl.col(n) != UNAVAILABLE))
-                .then(pl.concat_list(pl.when(~pl.col("_deleted")).then(pl.col(n))))
-                .forward_fill()
-                .over(life)
-                .list.first()
-                .alias(n)
-                for n in texts
-            )
         last = standing.unique(self.by, keep="last", maintain_order=True)
-        return last.filter(~pl.col("_deleted")).select(names)
+        return last.filter(~deleted).select(names)
 
     def start(self, inputs: Sequence[Schema]) -> Maintained:
         return _Newest(self.by, self.schema(inputs), self.order == "at", self.keep)
@@ -147,7 +130,7 @@ class Latest(Operator):
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
         """Instances with their input schemas, for the laws."""
-        schema: Schema = {"k": STRING, "x": INT, "deleted": BOOL, "y": FLOAT, "z": STRING}
+        schema: Schema = {"k": STRING, "x": INT, "t": STRING, "deleted": BOOL, "y": FLOAT, "z": STRING}
         return [
             (latest(by="k"), [schema]),
             (latest(by="k", order="at"), [schema]),
@@ -156,6 +139,8 @@ class Latest(Operator):
 
 
 _LIVE, _GONE = 1, 2
+_NONE = BEGINNING
+"""The source of a cell that is null."""
 
 
 @njit(cache=True)
@@ -164,8 +149,8 @@ def _older(by_at, at, pos, than_at, than_pos):  # type: ignore[no-untyped-def]
     return at < than_at or (at == than_at and pos <= than_pos) if by_at else pos <= than_pos
 
 
-@njit(cache=True)
-def _take_back(s, now, stand, s_at, s_pos, row, plus, lines, n):  # type: ignore[no-untyped-def]
+@njit(cache=True, forceinline=True)
+def _take_back(s, now, stand, s_at, s_pos, row, cell, plus, lines, n):  # type: ignore[no-untyped-def]
     """Take back the row of a slot: one more line, or the line that brought it within this `seq` dropped."""
     if stand[s] != _LIVE:
         return lines, n
@@ -173,67 +158,132 @@ def _take_back(s, now, stand, s_at, s_pos, row, plus, lines, n):  # type: ignore
         lines[plus[s] - 1, 1] = 0
         plus[s] = 0
         return lines, n
-    source = row[s] - 1 if row[s] > 0 else -1 - s
-    return _line(lines, n, source, -1, s_at[s], s_pos[s], now)
+    return _line(lines, n, s, -1, s_at, s_pos, row, cell, now)
 
 
-@njit(cache=True)
-def _line(lines, n, source, weight, at, pos, seq):  # type: ignore[no-untyped-def]
+@njit(cache=True, forceinline=True)
+def _line(lines, n, s, weight, s_at, s_pos, row, cell, seq):  # type: ignore[no-untyped-def]
+    """One more line, of the row of a slot as it is now."""
     if n == lines.shape[0]:
-        more = np.empty((2 * n, 5), np.int64)
+        more = np.empty((2 * n, lines.shape[1]), np.int64)
         more[:n] = lines
         lines = more
-    lines[n, 0], lines[n, 1], lines[n, 2], lines[n, 3], lines[n, 4] = source, weight, at, pos, seq
+    lines[n, 0] = row[s] - 1 if row[s] > 0 else -1 - s
+    lines[n, 1], lines[n, 2], lines[n, 3], lines[n, 4] = weight, s_at[s], s_pos[s], seq
+    for c in range(cell.shape[1]):
+        lines[n, 5 + c] = -1 - s if cell[s, c] == 0 else _NONE if cell[s, c] < 0 else cell[s, c] - 1
     return lines, n + 1
 
 
 @njit(cache=True)
-def _newest(by_at, slot, at, pos, seq, deleted, everything, stand, s_at, s_pos, row, plus, all_gone):  # type: ignore[no-untyped-def]
+def _tells(by_at, s, i, at, pos, deleted, untold, told_at, told_pos):  # type: ignore[no-untyped-def]
+    """Whether a message behind the newest one of a slot tells what the newest one leaves untold."""
+    for c in range(told_at.shape[1]):
+        if (deleted[i] or not untold[i, c]) and not _older(by_at, at[i], pos[i], told_at[s, c], told_pos[s, c]):
+            return True
+    return False
+
+
+@njit(cache=True)
+def _tell(  # type: ignore[no-untyped-def]
+    by_at, s, i, at, pos, seq, deleted, untold, stand, s_at, s_pos, row, plus, told_at, told_pos, cell, lines, count
+):  # fmt: skip
+    """Let it do so: the row of the slot is corrected."""
+    lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, cell, plus, lines, count)
+    for c in range(told_at.shape[1]):
+        if (deleted[i] or not untold[i, c]) and not _older(by_at, at[i], pos[i], told_at[s, c], told_pos[s, c]):
+            told_at[s, c], told_pos[s, c] = at[i], pos[i]
+            cell[s, c] = -1 if deleted[i] else i + 1
+    if stand[s] == _LIVE:
+        lines, count = _line(lines, count, s, 1, s_at, s_pos, row, cell, seq[i])
+        plus[s] = count
+    return lines, count
+
+
+@njit(cache=True)
+def _newest(  # type: ignore[no-untyped-def]
+    by_at, slot, at, pos, seq, deleted, everything, untold, stand, s_at, s_pos, row, plus, told_at, told_pos, cell,
+    all_gone,
+):  # fmt: skip
     """Take messages in one after another.
 
-    stand, s_at, s_pos: per slot what its newest message is (0: none known), and where. row, plus: zeros, left as
-    zeros: one more than the message that is newest, and than the line that brought it. all_gone: at, pos of the newest
+    untold: for each message and text whether it is untold; no text matters as long as none ever was. stand, s_at,
+    s_pos: per slot what its newest message is (0: none known), and where. told_at, told_pos: per slot and text where
+    it was told. row, plus, cell: zeros, left as zeros: one more than the message that is newest, than the line that
+    brought it, and per text than the message that told it, -1 when that is null. all_gone: at, pos of the newest
     message that deletes everything, and whether there is one.
 
-    Returns the lines of the result (source, weight or 0, at, pos, seq), where the source is a message or, when
-    negative, -1 - the slot whose row it is; for each message the source of the one before it, or the least number;
-    the slots whose row is another now, and the message it comes from; and the slots that were deleted with everything.
+    Returns the lines of the result (source, weight or 0, at, pos, seq, the source of each text), where a source is a
+    message, or, when negative, -1 - the slot whose row it is, or `_NONE`; the slots whose row is another now, and the
+    message it comes from; the slots some of whose texts are others now, and where these come from (as in `cell`); the
+    slots that were deleted with everything; and how many rows were corrected.
     """
-    n = slot.shape[0]
-    lines, count = np.empty((2 * n, 5), np.int64), 0
-    before = np.full(n, BEGINNING, np.int64)
+    n, m = slot.shape[0], cell.shape[1]
+    lines, count = np.empty((2 * n, 5 + m), np.int64), 0
     swept, sweeps = np.empty(16, np.int64), 0
+    mended, mends, corrected = np.empty(16, np.int64), 0, 0
     for i in range(n):
         if all_gone[2] == 1 and _older(by_at, at[i], pos[i], all_gone[0], all_gone[1]):
             continue
         if everything[i]:
             all_gone[0], all_gone[1], all_gone[2] = at[i], pos[i], 1
             for s in range(stand.shape[0]):
-                if stand[s] > 0 and _older(by_at, s_at[s], s_pos[s], at[i], pos[i]):
-                    lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, plus, lines, count)
+                if stand[s] == 0:
+                    continue
+                if not _older(by_at, at[i], pos[i], s_at[s], s_pos[s]):
+                    lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, cell, plus, lines, count)
                     stand[s] = 0
                     swept = appended(swept, sweeps, s)
                     sweeps += 1
+                elif m > 0 and _tells(by_at, s, i, at, pos, deleted, untold, told_at, told_pos):
+                    lines, count = _tell(
+                        by_at, s, i, at, pos, seq, deleted, untold, stand, s_at, s_pos, row, plus, told_at, told_pos,
+                        cell, lines, count,
+                    )  # fmt: skip
+                    corrected += 1
+                    mended = appended(mended, mends, s)
+                    mends += 1
             continue
         s = slot[i]
         if stand[s] > 0 and _older(by_at, at[i], pos[i], s_at[s], s_pos[s]):
+            if m > 0 and _tells(by_at, s, i, at, pos, deleted, untold, told_at, told_pos):
+                lines, count = _tell(
+                    by_at, s, i, at, pos, seq, deleted, untold, stand, s_at, s_pos, row, plus, told_at, told_pos,
+                    cell, lines, count,
+                )  # fmt: skip
+                corrected += 1
             continue
-        if stand[s] == _LIVE:
-            before[i] = row[s] - 1 if row[s] > 0 else -1 - s
-        lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, plus, lines, count)
+        lines, count = _take_back(s, seq[i], stand, s_at, s_pos, row, cell, plus, lines, count)
+        for c in range(m):
+            if stand[s] == 0:
+                told_at[s, c] = told_pos[s, c] = _NONE
+            if stand[s] != _LIVE:
+                cell[s, c] = -1
+            if deleted[i] or not untold[i, c]:
+                told_at[s, c], told_pos[s, c] = at[i], pos[i]
+                cell[s, c] = -1 if deleted[i] else i + 1
         stand[s], s_at[s], s_pos[s] = _GONE if deleted[i] else _LIVE, at[i], pos[i]
         row[s], plus[s] = i + 1, 0
         if not deleted[i]:
-            lines, count = _line(lines, count, i, 1, at[i], pos[i], seq[i])
+            lines, count = _line(lines, count, s, 1, s_at, s_pos, row, cell, seq[i])
             plus[s] = count
-    slots, sources, m = np.empty(n, np.int64), np.empty(n, np.int64), 0
-    for i in range(n):
-        s = slot[i]
+    slots, sources, k = np.empty(n, np.int64), np.empty(n, np.int64), 0
+    retold, cells, t = np.empty(n + mends, np.int64), np.empty((n + mends, m), np.int64), 0
+    for i in range(n + mends):
+        s = slot[i] if i < n else mended[i - n]
         if row[s] > 0 and stand[s] == _LIVE:
-            slots[m], sources[m] = s, row[s] - 1
-            m += 1
+            slots[k], sources[k] = s, row[s] - 1
+            k += 1
+        other = False
+        for c in range(m):
+            other |= cell[s, c] != 0
+            cells[t, c] = cell[s, c]
+            cell[s, c] = 0
+        if other and stand[s] == _LIVE:
+            retold[t] = s
+            t += 1
         row[s] = plus[s] = 0
-    return lines[:count], before, slots[:m], sources[:m], swept[:sweeps]
+    return lines[:count], slots[:k], sources[:k], retold[:t], cells[:t], swept[:sweeps], corrected
 
 
 @njit(cache=True)
@@ -259,12 +309,14 @@ class _Newest(Keyed):
     def __init__(self, by: Sequence[str], out: Schema, by_at: bool, keep: int | None) -> None:
         super().__init__([by], out)
         self.by_at, self.keep = by_at, keep
-        self.texts = [n for n, t in out.items() if t == STRING and n not in by and not by_at]
+        self.texts = texts(out, by)
+        self.told: tuple[Ints, Ints] | None = None
         self.all_gone = np.zeros(3, np.int64)
         self.stand = np.zeros(0, np.int8)
         self.at = self.pos = np.zeros(0, np.int64)
         self.columns: Columns = {n: np.empty(0, numpy_type(t)) for n, t in out.items()}
         self._row = self._plus = np.zeros(0, np.int64)
+        self._cell = np.zeros((0, 0), np.int64)
         self.sweep = Sweep()
 
     def reserve(self, slots: int) -> None:
@@ -272,6 +324,15 @@ class _Newest(Keyed):
         self._row, self._plus = grown(self._row, slots), grown(self._plus, slots)
         self.sweep.reserve(slots)
         self.columns = {n: grown(c, slots) for n, c in self.columns.items()}
+        self._cell = grown(self._cell, slots)
+        if self.told is not None:
+            self.told = grown(self.told[0], slots), grown(self.told[1], slots)
+
+    def _keep_where_told(self) -> None:
+        """From now on know of each text where it was told: so far each was with the row."""
+        of_row = np.ones(len(self.texts), np.int64)
+        self.told = np.outer(self.at, of_row), np.outer(self.pos, of_row)
+        self._cell = np.zeros_like(self.told[0])
 
     def step(self, deltas: Sequence[Delta], slots: Sequence[Ints], horizon: int) -> Delta:
         delta, slot = deltas[0], slots[0]
@@ -285,31 +346,35 @@ class _Newest(Keyed):
         if deleted.any():
             for name in self.key_names[0]:
                 everything &= is_null(delta.columns[name])
-        lines, before, changed, sources, swept = _newest(
-            self.by_at, slot, delta.at, delta.pos, delta.seq, deleted, everything, self.stand, self.at, self.pos,
-            self._row, self._plus, self.all_gone,
+        missing = untold(delta.columns, self.texts)
+        if missing is not None and self.told is None:
+            self._keep_where_told()
+        told_at, told_pos = (self._cell, self._cell) if self.told is None else self.told
+        if missing is None:
+            missing = np.zeros((len(delta), told_at.shape[1]), np.bool_)
+        lines, changed, sources, retold, cells, swept, corrected = _newest(
+            self.by_at, slot, delta.at, delta.pos, delta.seq, deleted, everything, missing, self.stand, self.at,
+            self.pos, self._row, self._plus, told_at, told_pos, self._cell, self.all_gone,
         )  # fmt: skip
         self.sweep.touch(slot, self.stand[slot] == 0)
         self.sweep.touch(swept, np.ones(len(swept), np.bool_))
-        columns = {n: delta.columns[n] for n in self.out}
-        for name in self.texts:
-            columns[name] = _resolved(columns[name], before, self.columns[name])
         lines = lines[lines[:, 1] != 0]
-        source = lines[:, 0]
-        stored = source < 0
-        if stored.any():
-            kept = -1 - source[stored]
-            index = source.copy()
-            index[stored] = len(delta) + np.arange(len(kept))
-            out = {n: np.concatenate([c, self.columns[n][kept]])[index] for n, c in columns.items()}
-        else:
-            out = {n: c[source] for n, c in columns.items()}
+        source = dict.fromkeys(self.out, _Cells(lines[:, 0], len(delta)))
+        if self.told is not None:
+            source |= {n: _Cells(lines[:, 5 + c], len(delta)) for c, n in enumerate(self.texts)}
+        columns = {n: cells.of(delta.columns[n], self.columns[n]) for n, cells in source.items()}
         gone = slot[self.stand[slot] == _GONE]
         for name, column in self.columns.items():
-            column[changed] = columns[name][sources]
             column[gone] = null_of(self.out[name])
+            if self.told is None or name not in self.texts:
+                column[changed] = delta.columns[name][sources]
+        for c, name in enumerate(self.texts if self.told is not None else ()):
+            other = cells[:, c] != 0
+            told_by = _Cells(np.where(cells[other, c] < 0, _NONE, cells[other, c] - 1), len(delta))
+            self.columns[name][retold[other]] = told_by.of(delta.columns[name], self.columns[name])
         weight, at, pos, seq = (np.ascontiguousarray(lines[:, i]) for i in range(1, 5))
-        return Delta(out, weight, at, pos, seq)
+        out = Delta(columns, weight, at, pos, seq)
+        return _without_the_same(out, self.texts) if corrected else out
 
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         out = super().apply(deltas, horizon)
@@ -330,6 +395,7 @@ class _Newest(Keyed):
             "slot": [a[:n].copy() for a in (self.stand, self.at, self.pos)],
             "columns": {name: c[:n].copy() for name, c in self.columns.items()},
             "sweep": self.sweep.snapshot(),
+            "told": None if self.told is None else tuple(a[:n].copy() for a in self.told),
         }
 
     def load(self, arrays: dict[str, Any]) -> None:
@@ -338,26 +404,58 @@ class _Newest(Keyed):
         self.stand, self.at, self.pos = arrays["slot"]
         self.columns = arrays["columns"]
         self._row, self._plus = np.zeros_like(self.at), np.zeros_like(self.at)
+        self.told = arrays["told"]
+        self._cell = np.zeros((len(self.at), 0), np.int64) if self.told is None else np.zeros_like(self.told[0])
 
     @property
     def size(self) -> tuple[int, int]:
-        per_slot = (self.stand, self.at, self.pos, self._row, self._plus, self.sweep.held)
+        per_slot = (
+            self.stand,
+            self.at,
+            self.pos,
+            self._row,
+            self._plus,
+            self._cell,
+            self.sweep.held,
+            *(self.told or ()),
+        )
         cells = sum(len(c) * (64 if c.dtype == object else c.itemsize) for c in self.columns.values())
         return len(self.slots), self.slots.nbytes + nbytes(per_slot) + cells
 
 
-def _resolved(column: Array, before: Ints, kept: Array) -> Array:
-    """The column with the marker for "as before" replaced; `before` says where that is (see `_newest`)."""
-    cells = column.tolist()
-    if UNAVAILABLE not in cells:
-        return column
-    for i, cell in enumerate(cells):
-        if cell == UNAVAILABLE:
-            source = int(before[i])
-            cells[i] = None if source == BEGINNING else cells[source] if source >= 0 else kept[-1 - source]
-    out = np.empty(len(cells), object)
-    out[:] = cells
-    return out
+class _Cells:
+    """Cells of what is given, n rows, or of what is kept where the source is negative (see `_newest`)."""
+
+    def __init__(self, source: Ints, n: int) -> None:
+        self._index, self._null = source, False
+        self._slots: Ints | None = None
+        if (stored := source < 0).any():
+            none = source == _NONE
+            self._slots, self._null = -1 - source[stored & ~none], bool(none.any())
+            self._index = source.copy()
+            self._index[stored & ~none] = n + np.arange(len(self._slots))
+            self._index[none] = n + len(self._slots)
+
+    def of(self, given: Array, kept: Array) -> Array:
+        if self._slots is None:
+            return given[self._index]
+        null = [np.array([None], given.dtype)] if self._null else []
+        return np.concatenate([given, kept[self._slots], *null])[self._index]
+
+
+def _without_the_same(out: Delta, texts: Sequence[str]) -> Delta:
+    """Without corrections that change nothing: what is told late may be what was there."""
+    order = np.lexsort((out.weight, out.pos, out.at, out.seq))
+    a, b = order[:-1], order[1:]
+    pair = (out.seq[a] == out.seq[b]) & (out.at[a] == out.at[b]) & (out.pos[a] == out.pos[b])
+    pair &= out.weight[a] < out.weight[b]
+    a, b = a[pair], b[pair]
+    alike = np.ones(len(a), np.bool_)
+    for name in texts:
+        alike &= same(out.columns[name][a], out.columns[name][b])
+    keep = np.ones(len(out), np.bool_)
+    keep[a[alike]] = keep[b[alike]] = False
+    return out.take(keep)
 
 
 def latest(*, by: str | Sequence[str], order: Order = "position", keep: str | timedelta | None = None) -> Latest:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from engine.decode import Decoded, Decoder, Shape
 from engine.scan import Records
 from operators.delta import BOOL, FLOAT, INT, NULL, STRING, TIME, Schema, to_series
+from operators.message import UNAVAILABLE
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 EARLIEST, LATEST = 315_532_800_000_000, 4_102_444_800_000_000
@@ -37,9 +38,10 @@ def rows(got: Decoded, schema: Schema = SCHEMA) -> list[tuple[Any, ...]]:
     """(record number, deleted, at, values in the order of the schema)."""
     lists = [to_series(n, got.columns[n], t).to_list() for n, t in schema.items()]
     at = [None if a == NULL else a for a in got.at.tolist()]
+    deleted = to_series("deleted", got.deleted, BOOL).to_list()
     return [
         (i, d, a, *values)
-        for i, d, a, values in zip(got.index.tolist(), got.deleted.tolist(), at, zip(*lists, strict=True), strict=True)
+        for i, d, a, values in zip(got.index.tolist(), deleted, at, zip(*lists, strict=True), strict=True)
     ]
 
 
@@ -68,9 +70,14 @@ def _no_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-def slow_value(value: Any, column: str, dtype: Any) -> Any:
+def slow_value(value: Any, column: str, dtype: Any, form: str) -> Any:
     if value is None:
         return None
+    if form == "debezium" and dtype == FLOAT and type(value) is str:
+        if value in ("NaN", "NAN"):
+            return None
+        assert value.strip("-") == "Infinity" or value.strip("-")[:1].isdigit()
+        return float(value)
     if dtype == STRING:
         assert type(value) is str
     elif dtype == BOOL:
@@ -129,7 +136,7 @@ def slow(record: bytes, form: str) -> tuple[Any, ...] | None:
             assert row.get("__deleted") in (None, "true", "false", True, False)
             deleted = row.get("__deleted") in ("true", True)
             envelope_ms = row.get("__source_ts_ms")
-    values = {n: slow_value(row.get(n), n, t) for n, t in SCHEMA.items()}
+    values = {n: slow_value(row.get(n), n, t, form) for n, t in SCHEMA.items()}
     assert values["id"] is not None
     at = None if values["t"] is None else (values["t"] - EPOCH) // timedelta(microseconds=1)
     if envelope_ms is not None and (deleted or at is None):
@@ -140,12 +147,13 @@ def slow(record: bytes, form: str) -> tuple[Any, ...] | None:
         values["t"] = EPOCH + timedelta(microseconds=at)
     assert deleted or values["t"] is not None
     assert at is None or EARLIEST <= at <= LATEST
-    return deleted, at, *values.values()
+    partial = form == "debezium" and values["who"] == UNAVAILABLE and not deleted
+    return None if partial else deleted, at, *values.values()
 
 
 GOOD: dict[str, st.SearchStrategy[Any]] = {
     "id": st.integers(-3, 3) | st.sampled_from([NULL + 1, 2**63 - 1]),
-    "who": st.text(max_size=3) | st.none() | st.just("__debezium_unavailable_value"),
+    "who": st.text(max_size=3) | st.none() | st.just(UNAVAILABLE),
     "x": st.floats(allow_nan=False, allow_infinity=False) | st.integers(-5, 5) | st.none(),
     "ok": st.booleans() | st.none(),
     "seen": st.sampled_from(
@@ -162,7 +170,7 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
 BAD: dict[str, list[Any]] = {
     "id": [None, "1", 1.0, True, 2**63, NULL, 10**30, [1]],
     "who": [1, ["a"], {}, False],
-    "x": ["1", True, "NaN", float("nan"), float("inf"), []],
+    "x": ["1", "-2.5e3", True, "NaN", "-Infinity", "B88=", "", float("nan"), float("inf"), []],
     "ok": [0, 1, "true"],
     "seen": ["2013-01-01T10:15:00", 5, "yesterday", ""],
     "t": [None, 0, "2013-01-01T10:15:00Z", NOW, 10**14, -(10**14), 1.5],
@@ -272,7 +280,7 @@ def test_types_and_nulls_of_the_columns() -> None:
     }  # fmt: skip
     none = (None, None, None, None, datetime(2024, 1, 1, tzinfo=timezone.utc))
     assert rows(got)[0] == (0, False, NOW, 1, *none)
-    assert got.deleted.dtype == np.bool_
+    assert got.deleted.dtype == np.int8
     assert got.at.dtype == got.index.dtype == np.int64
 
 
@@ -432,7 +440,7 @@ def test_an_append_only_source_takes_inserts(record: bytes, form: Any, told: str
         (b'{"op":"d","before":null}', "debezium", "op 'd' without 'before': its key is unknown - at `$.before`"),
         (b'{"schema":{},"payload":{"op":"u"}}', "debezium", "op 'u' without 'after': its row is unknown"),
         (b'{"op":"x","after":{"id":1}}', "debezium", "op is 'x': expected 'c', 'u', 'd', 'r', 't' or 'm'"),
-        (b'{"payload":{"op":"c","after":{"id":1,"x":"a"}}}', "debezium", "got `str` - at `$.payload.after.x`: 'a'"),
+        (b'{"payload":{"op":"c","after":{"id":1,"x":"a"}}}', "debezium", "`x` is the text 'a': expected a number"),
         (b'{"op":"c","after":{"id":null}}', "debezium", "null key: `id` is null"),
         (b'{"op":"d","before":{"who":"a"}}', "debezium", "null key: `id` is missing"),
         (
@@ -517,3 +525,88 @@ def test_a_tombstone_of_an_append_only_source() -> None:
     assert got.bad == [(0, "a tombstone, but source 's' takes only inserts: declare append_only=False")]
     got = Decoder(shape, "debezium").decode(Records.of([b""]), [(0, b"1")])
     assert (got.bad, got.skipped) == ([], 1)
+
+
+# ---- what is peculiar to Debezium
+
+ROW: Schema = {"id": INT, "note": STRING, "x": FLOAT, "n": INT}
+
+
+def envelope(**after: Any) -> bytes:
+    return json.dumps({"op": "u", "after": {"id": 1, **after}}).encode()
+
+
+def decoded(*records: bytes, form: Any = "debezium", schema: Schema = ROW, append_only: bool = False) -> Decoded:
+    return Decoder(shape(schema, at=None, append_only=append_only), form).decode(Records.of(list(records)))
+
+
+@pytest.mark.parametrize("told", [UNAVAILABLE, "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==", UNAVAILABLE.encode().hex()])
+def test_a_text_that_is_not_told_is_as_before(told: str) -> None:
+    flat = json.dumps({"id": 1, "note": told, "__op": "u"}).encode()
+    got = decoded(envelope(note="a"), envelope(note=told), flat, envelope())
+    assert got.columns["note"].tolist() == ["a", UNAVAILABLE, UNAVAILABLE, None]
+    assert to_series("deleted", got.deleted, BOOL).to_list() == [False, None, None, False]
+
+
+def test_in_other_formats_that_is_a_text_like_any_other() -> None:
+    for form in ("rows", "changes"):
+        got = decoded(json.dumps({"id": 1, "note": UNAVAILABLE}).encode(), form=form)
+        assert (got.columns["note"].tolist(), got.deleted.tolist()) == ([UNAVAILABLE], [0])
+
+
+def test_where_nothing_can_be_before_a_text_that_is_not_told_is_null() -> None:
+    got = decoded(envelope(note=UNAVAILABLE).replace(b'"u"', b'"c"'), append_only=True)
+    assert (got.columns["note"].tolist(), got.deleted.tolist()) == ([None], [0])
+
+
+def test_a_delete_tells_its_key_only() -> None:
+    before = json.dumps({"op": "d", "before": {"id": 1, "note": UNAVAILABLE}}).encode()
+    assert decoded(before).deleted.tolist() == [1]
+
+
+def test_floats_as_text() -> None:
+    texts = ["19.99", "-1", "1e30", "NaN", "NAN", "Infinity", "-Infinity", "POSITIVE_INFINITY", "NEGATIVE_INFINITY"]
+    got = decoded(*(envelope(x=x) for x in texts))
+    inf = float("inf")
+    assert to_series("x", got.columns["x"], FLOAT).to_list() == [19.99, -1, 1e30, None, None, inf, -inf, inf, -inf]
+    assert got.bad == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        ({"x": "B88="}, "`x` is the text 'B88=': expected a number; let Debezium write"),
+        ({"x": "1e999"}, "`x` is the text '1e999': expected a number"),
+        ({"x": {"scale": 0, "value": "DJ8snNBGdO3qQAAAAA=="}}, "decimal.handling.mode=double or string"),
+        ({"note": {"scale": 0, "value": "DA=="}}, "got `object` - at `$.after.note`; let Debezium write numeric"),
+        ({"n": "19"}, "got `str` - at `$.after.n`: '19'; let Debezium write numeric columns as numbers or text"),
+    ],
+)
+def test_a_decimal_that_is_no_number_is_refused_with_the_cure(cells: dict[str, Any], told: str) -> None:
+    got = decoded(envelope(), envelope(**cells), envelope())
+    assert got.index.tolist() == [0, 2]
+    ((number, why),) = got.bad
+    assert number == 1
+    assert told in why
+
+
+BEGIN = {"status": "BEGIN", "id": "753:27", "ts_ms": 5, "event_count": None, "data_collections": None}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_debezium_says_about_itself_is_skipped(wrapped: bool) -> None:
+    end = {**BEGIN, "status": "END", "event_count": 1, "data_collections": [{"data_collection": "a", "event_count": 1}]}
+    message = {"op": "m", "ts_ms": 5, "source": {"ts_ms": 5}, "message": {"prefix": "a", "content": "YQ=="}}
+    said = [BEGIN, end, {"ts_ms": 5}, {"ts_ms": 5, "ts_us": 5000, "ts_ns": 5000000}, message]
+    records = [json.dumps({"schema": {}, "payload": m} if wrapped else m).encode() for m in said]
+    for schema in (ROW, {"id": STRING, "status": STRING}):
+        got = decoded(*records, schema=schema)
+        assert (got.bad, len(got.index), got.skipped) == ([], 0, 5)
+
+
+def test_a_row_that_looks_nearly_so_is_a_row() -> None:
+    schema: Schema = {"id": STRING, "status": STRING}
+    for row in ({"id": "1", "status": "BEGIN"}, {**BEGIN, "status": "OPEN"}, {**BEGIN, "more": 1}):
+        assert len(decoded(json.dumps(row).encode(), schema=schema).index) == 1
+    schema = {"id": STRING, "event_count": INT}
+    assert len(decoded(json.dumps(BEGIN).encode(), schema=schema).index) == 1

@@ -21,6 +21,7 @@ from engine.model import KeptModel
 from engine.publish import outputs
 from engine.recovery import StateError, claim
 from engine.settings import load
+from operators.message import UNAVAILABLE
 from tests.flow import running
 from tests.flow.cards import data
 from tests.flow.running import HERE, cards, freshet, run_here, versions_of
@@ -350,6 +351,20 @@ def test_a_row_of_a_table_is_deleted(project: Path) -> None:
     assert report["sources"]["shops"]["changes"] >= 1
     again = forget(project, "country=DK")
     assert again["sources"]["shops"]["changes"] == 0
+
+
+def test_a_row_is_found_by_a_text_that_its_newest_version_leaves_untold(project: Path) -> None:
+    file = project / "data" / "shops.jsonl"
+    newest: dict[str, Any] = {}
+    for event in map(orjson.loads, file.read_bytes().splitlines()):
+        row = event["after"] or event["before"]
+        newest[row["shop"]] = event
+    there = [shop for shop, e in newest.items() if e["op"] != "d" and e["after"]["country"] == "DK"]
+    event = newest[there[0]]
+    update = {**event, "op": "u", "after": {**event["after"], "country": UNAVAILABLE, "limit": 1.0}}
+    file.write_bytes(file.read_bytes() + orjson.dumps(update) + b"\n")
+    run_here(cards(project), project, project / "out", project / "state", IMMEDIATE)
+    assert forget(project, "country=DK")["sources"]["shops"]["changes"] == len(there)
 
 
 def test_with_shards_and_workers(project: Path, tmp_path: Path) -> None:

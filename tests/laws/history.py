@@ -3,7 +3,8 @@
 A history is decoded from a string of bytes, so that Hypothesis (which shrinks bytes) and a seeded numpy generator
 share one interpreter. Domains are small: keys and event times collide, rows are corrected, taken back and come again.
 
-An input with a Boolean column `deleted` carries messages (versions of keyed rows): they are only ever inserted.
+An input with a Boolean column `deleted` carries messages (versions of keyed rows): they are only ever inserted. Some of
+their texts say that they are as before, which is meant where `deleted` is null.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, STRING, Delta, Schema, accumulate, empty, to_column
+from operators.message import UNAVAILABLE
 
 Values = tuple[Any, ...]
 Step = list[Delta]
@@ -25,6 +27,8 @@ FLOATS = (1.0, 2.5, -0.25, 0.0, None, 4.0)
 DECIMALS = (*FLOATS, 0.1, 0.2, 0.3, -0.3, 1e15, -1e15)
 """Floats whose sums are exact, and such as round."""
 STRINGS = ("a", "b", "a", "c", None, "")
+TEXTS = (*STRINGS, UNAVAILABLE, UNAVAILABLE)
+"""The texts of messages."""
 BOOLS = (1, 0, None)
 HOUR = 3_600_000_000
 
@@ -164,17 +168,18 @@ class _Maker:
         self.seq = 0
 
     def values(self, schema: Schema) -> Values:
-        return tuple(self.value(n, t) for n, t in schema.items())
+        return tuple(self.value(n, t, is_messages(schema)) for n, t in schema.items())
 
-    def value(self, name: str, dtype: pl.DataType) -> Any:
+    def value(self, name: str, dtype: pl.DataType, message: bool) -> Any:
         if name == "deleted" and dtype == BOOL:
-            return int(self.pick(4) == 1)
+            return (0, 1, None, 0, None)[self.pick(5)]
         if dtype == INT:
             return INTS[self.pick(len(INTS))]
         if dtype == FLOAT:
             return self.floats[self.pick(len(self.floats))]
         if dtype == STRING:
-            return STRINGS[self.pick(len(STRINGS))]
+            texts = TEXTS if message else STRINGS
+            return texts[self.pick(len(texts))]
         if dtype == BOOL:
             return BOOLS[self.pick(len(BOOLS))]
         k = self.pick(8)

@@ -118,7 +118,26 @@ def project(case: Case) -> str:
     )
 
 
-def _met(case: Case, kind: str, within: str, first: str, added: str) -> str:
+def _completed(table: str, schema: Schema, by: Sequence[str], newness: str) -> str:
+    """Messages, with the texts of which they say that they are as before."""
+    same = " AND ".join(f'b."{n}" IS NOT DISTINCT FROM a."{n}"' for n in by)
+    keyless = " AND ".join(f'b."{n}" IS NULL' for n in by)
+    texts = [n for n, t in schema.items() if t == STRING and n not in by]
+
+    def filled(name: str) -> str:
+        told = f"NOT (b.deleted IS NULL AND b.\"{name}\" IS NOT DISTINCT FROM '__debezium_unavailable_value')"
+        value = f'CASE WHEN b.deleted THEN NULL ELSE b."{name}" END'
+        before = f"FROM {table} b WHERE (({same}) OR (b.deleted AND {keyless})) AND {told}"
+        before += f" AND {_of('b', newness)} <= {_of('a', newness)}"
+        return f"(SELECT arg_max({{'v': {value}}}, {_of('b', newness)}).v {before}) AS \"{name}\""
+
+    if not texts:
+        return f"SELECT * FROM {table}"
+    others = [f'"{n}"' for n in (*schema, "_at", "_pos") if n not in texts]
+    return f"SELECT {', '.join([*others, *map(filled, texts)])} FROM {table} a"
+
+
+def _met(case: Case, kind: str, within: str, first: str, added: str, right: str = "r1") -> str:
     """Each left row l with the one right row r, of those of its key `within` reach, that is `first`."""
     op: Any = case.operator
     keys = " AND ".join(f'l."{a}" = r."{b}"' for a, b in zip(op.on, op.right_on, strict=True))
@@ -128,7 +147,7 @@ def _met(case: Case, kind: str, within: str, first: str, added: str) -> str:
         columns = [(getattr(op, "prefix", "") + n, n) for n in names]
     chosen = "".join(f', {added.format(old)} AS "{new}"' for new, old in columns)
     number = f"row_number() OVER (PARTITION BY l._at, l._pos ORDER BY {first})"
-    met = f"SELECT l.*{chosen}, {number} AS _n FROM r0 l {kind} JOIN r1 r ON {keys} AND {within}"
+    met = f"SELECT l.*{chosen}, {number} AS _n FROM r0 l {kind} JOIN {right} r ON {keys} AND {within}"
     return f"SELECT * EXCLUDE (_n) FROM ({met}) WHERE _n = 1"
 
 
@@ -143,10 +162,12 @@ def join_asof(case: Case) -> str:
 
 @query
 def join(case: Case) -> str:
-    gone = " AND ".join(["e.deleted", *(f'e."{n}" IS NULL' for n in cast(Any, case.operator).right_on)])
+    by = cast(Any, case.operator).right_on
+    gone = " AND ".join(["e.deleted", *(f'e."{n}" IS NULL' for n in by)])
     ended = f"EXISTS (FROM r1 e WHERE {gone} AND e._at <= l._at AND (e._at, e._pos) > (r._at, r._pos))"
-    shown = f'CASE WHEN NOT r.deleted AND NOT {ended} THEN r."{{}}" END'
-    return _met(case, "LEFT", "r._at <= l._at", "r._at DESC, r._pos DESC", shown)
+    shown = f'CASE WHEN r.deleted IS NOT TRUE AND NOT {ended} THEN r."{{}}" END'
+    versions = f"({_completed('r1', case.schemas[1], by, '(_at, _pos)')})"
+    return _met(case, "LEFT", "r._at <= l._at", "r._at DESC, r._pos DESC", shown, versions)
 
 
 @query
@@ -170,11 +191,11 @@ def latest(case: Case) -> str:
     everything = " AND ".join(["b.deleted", *(f'b."{n}" IS NULL' for n in op.by)])
     keys = ", ".join(f'"{n}"' for n in op.by)
     return f"""
-        WITH standing AS (
-            SELECT * FROM r0 a WHERE NOT EXISTS (FROM r0 b WHERE {everything}
+        WITH whole AS ({_completed("r0", case.schemas[0], op.by, newness)}), standing AS (
+            SELECT * FROM whole a WHERE NOT EXISTS (FROM r0 b WHERE {everything}
                 AND {_of("b", newness)} >= {_of("a", newness)})
         ), newest AS (SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY {newness} DESC) AS _n FROM standing)
-        SELECT * FROM newest WHERE _n = 1 AND NOT deleted"""
+        SELECT * FROM newest WHERE _n = 1 AND deleted IS NOT TRUE"""
 
 
 def _of(table: str, newness: str) -> str:

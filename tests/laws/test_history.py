@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, STRING, TIME, Schema, accumulate
+from operators.message import UNAVAILABLE
 from tests.laws.history import ANY, DECIMALS, FLOATS, IN_ORDER, Change, History, Kind, decode, generate, shuffled
 from tests.laws.laws import relation
 
@@ -54,7 +55,8 @@ def test_messages_are_only_inserted() -> None:
     changes = [c for h in many([LEFT, MESSAGES]) for c in h.changes]
     messages = [c for c in changes if c.source == 1]
     assert {c.weight for c in messages} == {1}
-    assert {c.values[2] for c in messages} == {0, 1}
+    assert {c.values[2] for c in messages} == {0, 1, None}
+    assert {(c.values[0], c.values[2]) for c in messages} >= {(UNAVAILABLE, None), (UNAVAILABLE, 0), (None, 1)}
     assert any(c.at == BEGINNING for c in messages)
     assert any(c.weight < 0 for c in changes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zlib
 from bisect import bisect_left
 from typing import Any
@@ -16,6 +17,7 @@ from operators.delta import BEGINNING, BOOL, FLOAT, INT, STRING, Delta, Schema, 
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label
+from operators.message import UNAVAILABLE
 from operators.operator import DefinitionError, Maintained, Named, Operator
 from operators.timeline import LEAST, Timelines, cut, first, put, tidy
 from tests.laws import laws
@@ -283,6 +285,46 @@ def test_a_version_that_was_deleted_before_the_horizon_releases_its_key() -> Non
     assert kept.size[0] == 2
     kept.apply([delta(LEFT, (100, 1, "c", 0), seq=9), empty(TABLE)], 100)
     assert sorted(kept.slots.keys(range(3)), key=str) == [None, "b", "c"]  # type: ignore[attr-defined]
+
+
+TEXTS: Schema = {"k": STRING, "y": STRING, "u": STRING, "deleted": BOOL}
+
+
+def test_what_a_version_leaves_untold_it_has_from_the_version_before_it() -> None:
+    kept = started(join(Named("table", TEXTS), on="k", columns=["y"]), TEXTS)
+    versions = delta(
+        TEXTS,
+        (BEGINNING, 1, "a", UNAVAILABLE, "u", None),
+        (10, 2, "a", "p", "u", False),
+        (20, 3, "a", UNAVAILABLE, UNAVAILABLE, None),
+        (30, 4, "a", UNAVAILABLE, "u", None),
+        (40, 5, "a", None, None, True),
+        (50, 6, "a", UNAVAILABLE, "u", None),
+        (60, 7, "a", UNAVAILABLE, "u", False),
+    )
+    asked = delta(LEFT, *((at, at, "a", 0) for at in (5, 15, 25, 35, 45, 55, 65)), seq=10)
+    told = out(kept.apply([asked, versions]))
+    assert [v for _, _, v in told] == [None, "p", "p", "p", None, None, UNAVAILABLE]
+    kept2 = started(join(Named("table", TEXTS), on="k", columns=["y"]), TEXTS)
+    kept2.restore(pickle.loads(pickle.dumps(kept.snapshot())))
+    for again in (kept, kept2):
+        late = again.apply([empty(LEFT), delta(TEXTS, (21, 8, "a", "q", "u", False), seq=20)])
+        assert sorted(out(late)) == [(-1, 25, "p"), (-1, 35, "p"), (1, 25, "q"), (1, 35, "q")]
+        gone = again.apply([empty(LEFT), delta(TEXTS, (22, 9, None, None, None, True), seq=21)])
+        assert sorted(out(gone), key=str) == [(-1, 25, "q"), (-1, 35, "q"), (1, 25, None), (1, 35, None)]
+        assert out(again.apply([empty(LEFT), delta(TEXTS, (29, 10, "a", "r", "u", False), seq=22)])) == [
+            (-1, 35, None), (1, 35, "r"),
+        ]  # fmt: skip
+
+
+def test_what_was_untold_is_known_only_until_the_horizon() -> None:
+    kept = started(join(Named("table", TEXTS), on="k"), TEXTS)
+    for n in range(200):
+        version = (n, n, f"k{n % 3}", UNAVAILABLE if n > 2 else f"t{n}", None, None)
+        kept.apply([empty(LEFT), delta(TEXTS, version, seq=n)], n - 10)
+    assert sum(map(len, kept.partial.values())) <= 11  # type: ignore[attr-defined]
+    asked = delta(LEFT, *((300, n, f"k{n}", 0) for n in range(3)), seq=300)
+    assert [v for _, _, v in out(kept.apply([asked, empty(TEXTS)], 190))] == ["t0", "t1", "t2"]
 
 
 def test_the_first_answer_counts_whatever_its_order_of_arrival() -> None:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.delta import AT, BEGINNING, BOOL, INT, POS, STRING, Delta, Schema, accumulate, to_column
-from operators.latest import UNAVAILABLE, latest
+from operators.latest import latest
+from operators.message import UNAVAILABLE
 from operators.operator import DefinitionError
 from tests.laws import laws
 from tests.laws.history import Change, decode, generate
@@ -77,8 +78,8 @@ def test_it_is_row_number_1_from_the_end(seed: int, order: Literal["position", "
         WITH numbered AS (SELECT *, row_number() OVER (ORDER BY {by}) AS n FROM m),
              after AS (SELECT * FROM numbered WHERE n > coalesce(
                  (SELECT max(n) FROM numbered WHERE deleted AND k IS NULL), 0))
-        SELECT _at, _pos, k, x FROM (
-            SELECT * FROM after QUALIFY row_number() OVER (PARTITION BY k ORDER BY {newest}) = 1) WHERE NOT deleted"""
+        SELECT _at, _pos, k, x FROM (SELECT * FROM after QUALIFY row_number() OVER (
+            PARTITION BY k ORDER BY {newest}) = 1) WHERE deleted IS NOT TRUE"""
     expected = sorted(((at, pos, (k, x)) for at, pos, k, x in con.execute(sql).fetchall()), key=laws.order)
     assert laws.run(case, history.steps(history.seqs[::7])).accumulated() == expected
 
@@ -154,15 +155,16 @@ def test_with_keep_a_key_is_forgotten_in_silence_and_its_row_stays() -> None:
     assert out(forever.apply(messages((10**9, 2, "a", 2, False)), 10**9)) == [(-1, 1, "a", 1), (1, 2, "a", 2)]
 
 
-# ---- the marker for a value that the log does not carry
+# ---- texts that are as before
 
 CELLS = st.sampled_from(["p", "q", "", None, UNAVAILABLE, UNAVAILABLE])
 TEXTS = st.lists(
-    st.tuples(st.sampled_from(["a", "b", None]), CELLS, CELLS, st.sampled_from([False] * 5 + [True])), max_size=30
+    st.tuples(st.sampled_from(["a", "b", None]), CELLS, CELLS, st.sampled_from([False, None, None, None, True])),
+    max_size=30,
 )
 
 
-def resolved(rows: list[Message]) -> list[laws.Row]:
+def filled(rows: list[Message]) -> list[laws.Row]:
     """A dict of what each key has now."""
     now: dict[Any, tuple[int, list[Any]]] = {}
     for pos, (k, t, u, deleted) in enumerate(rows, 1):
@@ -172,29 +174,75 @@ def resolved(rows: list[Message]) -> list[laws.Row]:
             now.pop(k, None)
         else:
             before = now[k][1] if k in now else [None, None]
-            now[k] = pos, [b if c == UNAVAILABLE else c for c, b in zip((t, u), before, strict=True)]
+            cells = zip((t, u), before, strict=True)
+            now[k] = pos, [b if c == UNAVAILABLE and deleted is None else c for c, b in cells]
     return sorted(((7, pos, (k, *cells)) for k, (pos, cells) in now.items()), key=laws.order)
 
 
+@pytest.mark.parametrize("order", ["position", "at"])
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(rows=TEXTS, cuts=st.sets(st.integers(1, 30)))
-def test_a_marker_means_as_before(rows: list[Message], cuts: set[int]) -> None:
-    operator = latest(by="k")
+@given(rows=TEXTS, cuts=st.sets(st.integers(1, 30)), seed=st.integers(0, 9))
+def test_what_is_untold_is_as_before_in_whatever_order_it_comes(
+    order: Literal["position", "at"], rows: list[Message], cuts: set[int], seed: int
+) -> None:
+    operator = latest(by="k", order=order)
     kept, schema = operator.start([TEXT]), operator.schema([TEXT])
     all_ = [(7, pos, *r) for pos, r in enumerate(rows, 1)]
+    arrival = np.random.default_rng(seed).permutation(len(all_)).tolist() if seed else range(len(all_))
     bounds = sorted({0, len(all_), *(c for c in cuts if c < len(all_))})
-    parts = [messages(*all_[a:b], schema=TEXT) for a, b in pairwise(bounds)]
+    parts = [messages(*(all_[i] for i in arrival[a:b]), schema=TEXT, seq=b) for a, b in pairwise(bounds)]
     found = laws.relation(accumulate([kept.apply(p) for p in parts], schema), schema)
-    assert found == resolved(rows)
+    assert found == filled(rows)
     if rows:
         frame = accumulate(messages(*all_, schema=TEXT), TEXT)
         assert laws.relation(operator.recompute([frame.lazy()]).collect(), schema) == found
 
 
-def test_by_event_time_the_marker_is_a_text_like_any_other() -> None:
-    kept = latest(by="k", order="at").start([TEXT])
-    kept.apply(messages((1, 1, "a", "p", "p", False), schema=TEXT))
-    assert out(kept.apply(messages((2, 2, "a", UNAVAILABLE, "p", False), schema=TEXT)))[1] == (1, 2, "a", UNAVAILABLE)
+def text(kept: Any, *rows: Message) -> list[tuple[Any, ...]]:
+    """(weight, pos, t, u) of each row that comes out."""
+    d = kept.apply(messages(*rows, schema=TEXT))
+    return [(w, p, t, u) for (w, p, _, t), u in zip(out(d), d.columns["u"].tolist(), strict=True)]
+
+
+def test_a_message_that_comes_late_tells_what_the_newest_leaves_untold() -> None:
+    kept = latest(by="k").start([TEXT])
+    assert text(kept, (1, 1, "a", "p", "q", False)) == [(1, 1, "p", "q")]
+    assert text(kept, (1, 9, "a", UNAVAILABLE, "r", None)) == [(-1, 1, "p", "q"), (1, 9, "p", "r")]
+    assert text(kept, (1, 5, "a", "s", "t", False)) == [(-1, 9, "p", "r"), (1, 9, "s", "r")]
+    assert text(kept, (1, 4, "a", "x", "x", False)) == []
+    assert text(kept, (1, 6, "a", "s", "t", False)) == [], "it was so before"
+    assert text(kept, (1, 7, "a", None, None, True)) == [(-1, 9, "s", "r"), (1, 9, None, "r")]
+    assert text(kept, (1, 3, None, None, None, True)) == []
+    assert text(kept, (1, 8, "a", "v", UNAVAILABLE, None)) == [(-1, 9, None, "r"), (1, 9, "v", "r")]
+    assert text(kept, (1, 8, None, None, None, True)) == []
+
+
+def test_all_keys_deleted_late_leave_what_is_untold_null() -> None:
+    kept = latest(by="k").start([TEXT])
+    text(kept, (1, 1, "a", "p", "q", False), (1, 9, "a", UNAVAILABLE, UNAVAILABLE, None))
+    assert text(kept, (1, 5, None, None, None, True)) == [(-1, 9, "p", "q"), (1, 9, None, None)]
+    assert text(kept, (1, 10, "a", UNAVAILABLE, "r", None)) == [(-1, 9, None, None), (1, 10, None, "r")]
+
+
+def test_where_nothing_is_before_or_it_was_deleted_what_is_untold_is_null() -> None:
+    kept = latest(by="k").start([TEXT])
+    assert text(kept, (1, 1, "a", UNAVAILABLE, "q", None)) == [(1, 1, None, "q")]
+    assert text(kept, (1, 2, "a", "", "", True), (1, 3, "a", UNAVAILABLE, "r", None))[1:] == [(1, 3, None, "r")]
+
+
+def test_without_a_doubt_about_it_that_is_a_text_like_any_other() -> None:
+    for order in ("position", "at"):
+        kept = latest(by="k", order=order).start([TEXT])
+        text(kept, (1, 1, "a", "p", "p", False))
+        assert text(kept, (2, 2, "a", UNAVAILABLE, "p", False))[1] == (1, 2, UNAVAILABLE, "p")
+
+
+def test_where_texts_were_told_is_kept_from_the_first_untold_one_on() -> None:
+    kept = latest(by="k").start([TEXT])
+    kept.apply(messages(*((1, n, f"k{n}", "t", "u", None) for n in range(100)), schema=TEXT))
+    before = kept.size[1]
+    text(kept, (1, 100, "k1", UNAVAILABLE, "q", None))
+    assert 100 * 32 < kept.size[1] - before < 100 * 32 * 4
 
 
 # ---- what is kept, and what is refused
