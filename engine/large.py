@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.disk import writing
+
 SMALL = 1 << 18
 """The most bytes that are left to bytewax."""
 
@@ -76,6 +78,11 @@ def remove_others(folder: Path, kept: Sequence[Large]) -> None:
 
 def _write(path: Path, parts: Sequence[Any]) -> None:
     """Write the parts behind their lengths and checksums, so that after a crash the file is whole or not there."""
+    with writing(path):
+        _written(path, parts)
+
+
+def _written(path: Path, parts: Sequence[Any]) -> None:
     draft = path.with_suffix(".new")
     lengths = np.array([len(parts), *map(len, parts), *map(zlib.crc32, parts)], np.int64)
     with draft.open("wb", buffering=0) as file:

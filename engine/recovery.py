@@ -210,6 +210,8 @@ def forget_torn_epochs(recovery: Path) -> None:
                 raise sqlite3.DatabaseError(verdict)
             db.close()
         except sqlite3.DatabaseError as error:
+            if str(error) in ("disk I/O error", "database or disk is full", "unable to open database file"):
+                raise StateError(f"the saved state {str(path)!r} cannot be written: {error}; make room") from None
             raise StateError(
                 f"the saved state {str(path)!r} is damaged ({error}); restore it from a backup, "
                 "or start again without state and outputs"
