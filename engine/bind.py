@@ -169,6 +169,11 @@ class Inputs:
         found = [] if self._topics is None else self._topics.appeared()
         return [(self._sources[name], number, partition) for name, number, partition in found]
 
+    @staticmethod
+    def of_topics(begins: Mapping[str, Any]) -> dict[str, Any]:
+        """Of where partitions begin what is said of topics: what is to be read may depend on when it was begun."""
+        return {n: one for n, one in begins.items() if isinstance(one["identity"], dict) and "topic" in one["identity"]}
+
     def commit(self, positions: Mapping[Partition, int]) -> None:
         """Tell where topics need not be read again, for whoever wants to know."""
         if self._topics is not None:

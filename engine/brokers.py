@@ -28,6 +28,10 @@ _OWN = {
 logging.getLogger("kafka").addHandler(logging.NullHandler())  # what matters is reported by the engine
 
 
+_REST = 10
+"""Milliseconds for which the sending thread waits for news at least."""
+
+
 class BrokerError(RuntimeError):
     """A broker that cannot be used; the text says what was tried, what happened and the cure."""
 
@@ -111,10 +115,16 @@ def producer(settings: Mapping[str, Any], transactional_id: str | None = None, *
     usual = {
         "bootstrap_timeout_ms": 15_000,
         "batch_size": 128 << 10,
+        "transaction_timeout_ms": 300_000,
         "reconnect_backoff_max_ms": 2_000,
         "metrics_enabled": False,
     }
-    return _client(KafkaProducer, given(settings), {**usual, **own}, fixed)
+    made = _client(KafkaProducer, given(settings), {**usual, **own}, fixed)
+    sender = made._sender
+    send = sender._send_producer_data
+    # While it connects, kafka-python's sending thread would not rest at all.
+    sender._send_producer_data = lambda now=None: max(send(now), _REST)
+    return made
 
 
 def missing(settings: Mapping[str, Any], topics: Sequence[str]) -> list[str]:

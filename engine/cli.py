@@ -29,8 +29,10 @@ from engine.export import export as write
 from engine.flow import FlowError, Published, Run
 from engine.forget import request
 from engine.graph import Model
+from engine.lines import LinesError
 from engine.log import LogError, as_of, logs, scan
 from engine.logs import Form, Log, Watch
+from engine.merge import MergeError
 from engine.metrics import serve
 from engine.model import ModelError
 from engine.page import page
@@ -42,7 +44,7 @@ from engine.report import figures, history, readiness, standing
 from engine.seal import SealError
 from engine.settings import Settings, SettingsError, instant, load
 from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
-from engine.sink import begin
+from engine.sink import SinkError, begin
 from engine.spec import warnings
 from engine.versions import VersionError, Versions
 from operators.operator import DefinitionError
@@ -280,8 +282,15 @@ def _begin(live: Run) -> tuple[Thread, list[FlowError]]:
 def _ended(failed: list[FlowError], held: State, cure: str) -> None:
     if failed:
         held.release()
-        code = 3 if isinstance(failed[0].__cause__, SealError) else 1
+        code = 3 if isinstance(failed[0].__cause__, _of_state()) else 1
         _fail(str(failed[0]) if code == 3 else f"{failed[0]} ({cure})", code)
+
+
+def _of_state() -> tuple[type[Exception], ...]:
+    """Errors that running again does not cure: what is there is not what the state says."""
+    from engine.topics import TopicError  # the client is slow to import
+
+    return SealError, SinkError, TopicError, MergeError, LinesError
 
 
 def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, parent: int | None = None) -> None:

@@ -83,8 +83,13 @@ def _remains(run: Run, models: Mapping[str, Any], without: Sequence[str]) -> lis
                 "the source erasable=True, and start anew, for rows of any age to be taken back"
             )
     if any(count["records"] for count in found.values()):
-        names = ", ".join(f"{n}.jsonl" for n in outputs(run.graph))
+        names = ", ".join(f"{n}.jsonl" for n in outputs(run.graph, run.settings.sinks))
         out.append(f"lines that were published before, in {run.out}: {names}; what was taken back was appended")
+        if topics := [one.topic for one in run.settings.sinks.values()]:
+            out.append(
+                f"messages that were published before, in the topics {', '.join(topics)}: tombstones of what was taken "
+                "back were sent, and compaction removes what they are for"
+            )
     for name, m in models.items():
         for v in m["versions"]:
             if v["serves"]:

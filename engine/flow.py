@@ -35,6 +35,7 @@ from threadpoolctl import threadpool_limits
 from engine.batch import Batch
 from engine.bind import Inputs
 from engine.cost import Costs
+from engine.disk import DiskError
 from engine.forget import Found, Request, find
 from engine.graph import LATE, Graph, Hold, Model
 from engine.hold import Holding, Settling
@@ -168,6 +169,8 @@ class Run:
             if self.failed is None and self.addresses:
                 raise FlowError("another process failed, or is gone") from error
             step, cause = self.failed or ("the dataflow", error)
+            if "DiskFull" in str(cause):
+                step, cause = "saving", DiskError(f"{str(self.state.recovery)!r} cannot be written: no space left; make room")
             raise FlowError(f"{step}: {type(cause).__name__}: {cause}") from cause
         finally:
             gc.unfreeze()
@@ -186,7 +189,8 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         self._run, self._large, self._saved = run, run.saves(READ), kept is not None
         state = None if kept is None else self._large.load(kept)
         self._intake = Intake(run.state.folder / "intake", state["number"] if state else 0)
-        known = {n: one for note in self._intake.again for n, one in note.joined.items()}
+        known = dict(self._intake.begun or {})
+        known |= {n: one for note in self._intake.again for n, one in note.joined.items()}
         known |= state["feeds"] if state else {}
         run.inputs = self._inputs = Inputs(run.graph, run.settings, run.follow, known)
         run.merge = self._merge = Merge(
@@ -199,6 +203,7 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             run.follow,
             self._intake,
         )
+        self._intake.begin(self._inputs.of_topics(self._merge.beginnings()))
         self._next = run.guard("reading", self._merge.next)
         self._find: Callable[[Request], list[Batch]] = run.guard("searching for what is to be forgotten", self._forget)
         run.published.set(self._merge.number)
@@ -226,7 +231,7 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         def tell(share: float) -> None:
             run.share = share
 
-        found = find(asked, run.graph, run.settings, self._merge, run.out / f"{LATE}.jsonl", tell)
+        found = find(asked, run.graph, run.settings, self._merge, _late(run), tell)
         run.found = found
         if not len(found.positions):
             return []
@@ -240,6 +245,16 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         self._inputs.commit(self._merge.saved())
         beside = self._run.steps if self._merge.number else ()
         return self._large.save(self._merge.state(), dict.fromkeys(beside, self._merge.number))
+
+
+def _late(run: Run) -> list[bytes]:
+    """The lines of late changes, wherever they went."""
+    if LATE in run.settings.sinks:
+        from engine.outbox import held  # the client is slow to import
+
+        return held(run.settings.kafka, run.settings.sinks[LATE].topic)
+    path = run.out / f"{LATE}.jsonl"
+    return path.read_bytes().splitlines() if path.exists() else []
 
 
 class _Input(FixedPartitionedSource[Batch, Any]):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from time import sleep
 
 import msgspec
@@ -97,11 +96,11 @@ class Found:
 
 
 def find(
-    asked: Request, graph: Graph, settings: Settings, merge: Merge, late: Path, tell: Callable[[float], None]
+    asked: Request, graph: Graph, settings: Settings, merge: Merge, late: Sequence[bytes], tell: Callable[[float], None]
 ) -> Found:
     """Read the sources again, as far as they have been handed out.
 
-    late: the output of late changes. tell: called with the share of a source that is done.
+    late: the lines of late changes. tell: called with the share of a source that is done.
     """
     found = Found()
     for name, condition in meant(graph, asked).items():
@@ -163,7 +162,13 @@ class _Reading:
     """Reads the partitions of a source from their beginning, as far as a merge has handed them out."""
 
     def __init__(
-        self, source: Source, graph: Graph, settings: Settings, merge: Merge, late: Path, tell: Callable[[float], None]
+        self,
+        source: Source,
+        graph: Graph,
+        settings: Settings,
+        merge: Merge,
+        late: Sequence[bytes],
+        tell: Callable[[float], None],
     ) -> None:
         self.source, self.merge, self.tell = source, merge, tell
         self._graph, self._settings = graph, settings
@@ -203,12 +208,11 @@ def _matching(source: Source, chunk: Chunk, condition: pl.Expr, until: int, base
     return rows.take(met & (chunk.offset < until))
 
 
-def _late(path: Path, source: str) -> dict[str, set[int]]:
+def _late(lines: Sequence[bytes], source: str) -> dict[str, set[int]]:
     """The offsets of the late rows of a source, by the name of the partition."""
     found: dict[str, set[int]] = {}
-    if path.exists():
-        for line in path.open("rb"):
-            row = orjson.loads(line)
-            if row["source"] == source:
-                found.setdefault(row["partition"], set()).add(row["position"])
+    for line in lines:
+        row = orjson.loads(line)
+        if row["source"] == source:
+            found.setdefault(row["partition"], set()).add(row["position"])
     return found

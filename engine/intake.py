@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
+from engine.disk import writing
+from engine.large import make_durable
 from engine.seal import SealError
 from operators.delta import BEGINNING
 
@@ -48,8 +51,8 @@ class Note(msgspec.Struct, omit_defaults=True):
 class Intake:
     """The notes in a folder, in files that begin where the state was saved.
 
-    saved: the last batch that the saved state contains. again: what was noted behind it, to be made again; taken out
-    by whoever does. Raises `IntakeError`.
+    saved: the last batch that the saved state contains. begun: where the partitions began that were there at first.
+    again: what was noted behind the saved state, to be made again; taken out by whoever does. Raises `IntakeError`.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -66,13 +69,16 @@ class Intake:
         self._file: BinaryIO | None = None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.again: deque[Note] = deque()
+        self.begun: dict[str, Any] | None = None
+        if (begun := folder / _BEGUN).exists():
+            self.begun = _decoded(msgspec.json.decode, begun, begun.read_bytes())
         last = saved
         for path in self._files():
             *lines, cut_off = path.read_bytes().split(b"\n")
             if cut_off:
                 os.truncate(path, path.stat().st_size - len(cut_off))
             for line in lines:
-                note = _NOTE.decode(line)
+                note = _decoded(_NOTE.decode, path, line)
                 if note.number > saved:
                     if note.number != last + 1:
                         raise IntakeError(
@@ -83,11 +89,25 @@ class Intake:
                     self.again.append(note)
                     last = note.number
 
+    def begin(self, partitions: Mapping[str, Any]) -> None:
+        """Note where partitions begin before the first batch: a run cut off before one begins there again."""
+        if self.begun is None:
+            self.begun = dict(partitions)
+            path = self._folder / _BEGUN
+            draft = path.with_suffix(".new")
+            with writing(path):
+                draft.write_bytes(msgspec.json.encode(self.begun))
+                make_durable(draft)
+                draft.rename(path)
+                make_durable(self._folder)
+
     def note(self, note: Note) -> None:
         """Note a batch."""
         if self._file is None:
-            self._file = (self._folder / f"{note.number:015d}.jsonl").open("ab", buffering=0)
+            self._file = (self._folder / f"{note.number:015d}.jsonl").open("ab")
         self._file.write(_ENCODE(note) + b"\n")
+        with writing(self._file.name):
+            self._file.flush()
 
     def save(self, number: int) -> None:
         """The state is being saved with this batch as its last; the one saved before is safe now."""
@@ -110,5 +130,16 @@ class Intake:
         return sorted(self._folder.glob("*.jsonl"))
 
 
+def _decoded(decode: Callable[[bytes], Any], path: Path, given: bytes) -> Any:
+    try:
+        return decode(given)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise IntakeError(
+            f"{str(path)!r} is damaged; restore the whole state directory from one backup, or start again without the "
+            "state and the outputs"
+        ) from None
+
+
+_BEGUN = "begun.json"
 _NOTE = msgspec.json.Decoder(Note)
 _ENCODE = msgspec.json.Encoder().encode

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from engine.disk import writing
 from engine.seal import Seal, SealError
 
 SMALL = 1 << 18
@@ -121,6 +122,11 @@ def _write(path: Path, parts: Sequence[Any], seal: Seal) -> bytes:
 
     The tag is made while the file is written.
     """
+    with writing(path):
+        return _written(path, parts, seal)
+
+
+def _written(path: Path, parts: Sequence[Any], seal: Seal) -> bytes:
     draft, code = path.with_suffix(".new"), seal.mac(path.name)
     lengths = np.array([len(parts), *map(len, parts)], np.int64)
     with ThreadPoolExecutor(1) as beside, draft.open("wb", buffering=0) as file:

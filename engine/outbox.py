@@ -7,15 +7,17 @@ finds behind that offset, by key, version and value, are out there already and l
 With transactions, all messages of an epoch and a record of progress become visible at once, when the state is saved, to
 those who read what is committed.
 
-What was sent and is not acknowledged yet is kept, so many messages at most. While no broker answers the run waits; a
-producer that hears nothing for long is given up for a new one, and what has not arrived is sent again.
+So many messages at most are sent and not acknowledged. While no broker answers the run waits, and its producer sends
+again what was not acknowledged, each message once; when it hears nothing for long, it is seen whether the topics are
+still there. A transaction that failed is begun anew, with all that was in it.
 """
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -31,19 +33,34 @@ from engine.sink import SinkError
 
 _MOST = 50_000
 """Messages that may be unanswered."""
-_SILENT = 45.0
-"""Seconds without an answer after which a producer is given up."""
+_SILENT = 15.0
+"""Seconds without an answer after which it is seen whether the topics are still there."""
+_LAST = 5.0
+"""Seconds for which a run that is to end waits for answers."""
+_BEGIN = 60.0
+"""Seconds for which a run that begins waits until what another left of a transaction has been undone."""
+_LATER = "no broker answers; what was not sent is sent when it is run again"
 FILE = "topics.json"
 """In the state directory: where the topics stood before the first message went to them."""
 VERSION = "version"
 """The header by which a message is known again, together with its key."""
 
+_CURE = "bring back what was, or start again without the state and with empty topics"
+
 Headers = list[tuple[str, bytes]]
+_Message = tuple[TopicPartition, bytes | None, bytes | None, Headers]
+
+
+_TRIES = 5
+"""Times that a transaction is begun."""
+
+
+class _TornError(Exception):
+    """A transaction failed, and can be begun anew."""
 
 
 class _Sent(NamedTuple):
-    key: TopicPartition
-    message: tuple[bytes | None, bytes | None, Headers]
+    place: TopicPartition
     future: Any
 
 
@@ -67,9 +84,13 @@ class Outbox:
     ) -> None:
         self._settings, self._topics, self._stop = dict(settings), dict(topics), stop
         self._pipeline, self._progress = pipeline, transactions
+        self._coming: deque[_Message] = deque()
+        self._within_it: list[_Message] = []
         self._sent: deque[_Sent] = deque()
         self._acked: dict[TopicPartition, int] = {}
         self._within = False
+        self._heard = self._looked = monotonic()
+        self._last: float | None = None
         begun = folder / FILE
         with consumer(settings, committed=bool(transactions)) as client:
             there = {name: self._look(client, name) for name in topics}
@@ -113,15 +134,13 @@ class Outbox:
         }
 
     def _check(self, name: str, saved: Any, there: Mapping[str, Any]) -> None:
-        topic, cure = there["topic"], "bring back what was, or start again without the state and with an empty topic"
+        topic = there["topic"]
         if saved is None or saved["topic"] != topic:
-            raise SinkError(f"the state was not made with topic {topic!r} for sink {name!r}; {cure}")
+            raise SinkError(f"the state was not made with topic {topic!r} for sink {name!r}; {_CURE}")
         if saved["id"] != there["id"]:
-            raise SinkError(
-                f"the topic {topic!r} of sink {name!r} was deleted and made anew since it was written; {cure}"
-            )
+            raise SinkError(_anew(topic))
         if any(now < before for now, before in zip(there["ends"], saved["ends"], strict=False)):
-            raise SinkError(f"the topic {topic!r} of sink {name!r} has lost messages that were sent to it; {cure}")
+            raise SinkError(f"the topic {topic!r} of sink {name!r} has lost messages that were sent to it; {_CURE}")
 
     def _behind(self, client: KafkaConsumer) -> set[tuple[TopicPartition, bytes | None, bytes, int]]:
         """The messages that topics hold behind what the state knows: partition, key, version, hash of the value."""
@@ -135,6 +154,8 @@ class Outbox:
         for key, at in keys.items():
             client.seek(key, at)
         while left := [k for k in keys if client.position(k) < most[k]]:
+            if self._stop.is_set():
+                raise BrokerError(_LATER)
             for key, records in client.poll(timeout_ms=500).items():
                 for r in records:
                     if (version := _version(r.headers)) is not None:
@@ -146,12 +167,16 @@ class Outbox:
         """A new producer."""
         name = f"freshet-{self._pipeline}" if self._progress else None
         self._producer = producer(self._settings, transactional_id=name)
-        self._heard = monotonic()
-        if self._progress:
+        began = monotonic()
+        while self._progress:
             try:
                 self._producer.init_transactions()
+                return
             except kafka_errors.KafkaError as error:
-                raise BrokerError(f"no transaction of {name!r} can be begun: {told(error)}") from None
+                late = self._stop.is_set() or monotonic() - began > _BEGIN
+                if late or not isinstance(error, kafka_errors.KafkaTimeoutError):
+                    self.close()
+                    raise BrokerError(f"no transaction of {name!r} can be begun: {told(error)}") from None
 
     def write(
         self, name: str, keys: Sequence[bytes | None], values: Sequence[bytes | None], headers: Sequence[Headers]
@@ -165,14 +190,54 @@ class Outbox:
             if self._out_there and (same := (place, key, _version(head), hash(value))) in self._out_there:
                 self._out_there.remove(same)
                 continue
-            self._send(place, (key, value, head))
-        self._settle(_MOST)
+            self._coming.append((place, key, value, head))
+        if self._progress:
+            self._within_it += self._coming
+        self._surely(lambda: self._settle(_MOST))
 
-    def _send(self, place: TopicPartition, message: tuple[bytes | None, bytes | None, Headers]) -> None:
+    def _surely(self, work: Callable[[], None]) -> None:
+        """Send what is coming, and do something; if the transaction fails, all over again."""
+        for left in reversed(range(_TRIES)):
+            try:
+                while self._coming:
+                    self._send(*self._coming[0])
+                    self._coming.popleft()
+                return work()
+            except _TornError as error:
+                if not left:
+                    raise SinkError(
+                        f"the transaction of {self._pipeline!r} failed {_TRIES} times ({error}); is another run of it "
+                        "alive somewhere, with another state? Stop one of them"
+                    ) from None
+                self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Give up the producer; what it has not committed is to be sent by another."""
+        self.close()
+        while True:
+            try:
+                self._connect()
+                with consumer(self._settings, bootstrap_timeout_ms=2_000) as client:
+                    arrived = self._behind(client)
+                break
+            except (BrokerError, kafka_errors.KafkaError):
+                self.close()
+                if self._stop.wait(1.0):
+                    raise BrokerError(_LATER) from None
+        self._within = False
+        self._sent.clear()
+        self._heard = monotonic()
+        self._coming = deque(m for m in self._within_it if (m[0], m[1], _version(m[3]), hash(m[2])) not in arrived)
+
+    def _send(self, place: TopicPartition, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         if self._progress and not self._within:
-            self._producer.begin_transaction()
+            try:
+                self._producer.begin_transaction()
+            except kafka_errors.KafkaError as error:
+                raise _TornError(told(error)) from None
             self._within = True
-        key, value, headers = message
+        if not self._sent:
+            self._heard = monotonic()
         while True:
             try:
                 future = self._producer.send(place.topic, value, key, headers, place.partition)
@@ -180,10 +245,18 @@ class Outbox:
             except kafka_errors.KafkaTimeoutError:  # no broker has told of the topic yet
                 self._patient()
             except kafka_errors.MessageSizeTooLargeError as error:
-                raise SinkError(f"a message for topic {place.topic!r} is too large: {told(error)}") from None
-        if not self._sent:
-            self._heard = monotonic()
-        self._sent.append(_Sent(place, message, future))
+                if not any(name == "error" for name, _ in headers):
+                    raise SinkError(f"a message for topic {place.topic!r} is too large: {told(error)}") from None
+                key, value, headers = self._cut(key or b"", value or b"", headers)
+            except kafka_errors.KafkaError as error:
+                raise self._why(place.topic, error) from None
+        self._sent.append(_Sent(place, future))
+
+    def _cut(self, key: bytes, value: bytes, headers: Headers) -> tuple[bytes, bytes, Headers]:
+        """A dead letter that is too large, without the end of what it quotes."""
+        most = self._producer.config["max_request_size"] - sum(len(v) for _, v in headers) - 2_000
+        cut = key[: most // 2]
+        return cut, value[: most - len(cut)], [*headers, ("cut_from", b"%d" % len(value))]
 
     def _settle(self, most: int) -> None:
         """Take in answers; wait until no more than so many messages are unanswered."""
@@ -200,37 +273,43 @@ class Outbox:
                     pass
                 continue
             if first.future.failed():
-                raise SinkError(f"topic {first.key.topic!r} does not take messages: {told(first.future.exception)}")
+                raise self._why(first.place.topic, first.future.exception)
             if (offset := first.future.value.offset) >= 0:
-                self._acked[first.key] = offset + 1
+                if offset < self._acked.get(first.place, 0):
+                    raise SinkError(_anew(first.place.topic))
+                self._acked[first.place] = offset + 1
             self._sent.popleft()
             self._heard = monotonic()
 
     def _patient(self) -> None:
-        """No answer yet: go on waiting, with a new producer if it has been long."""
-        if monotonic() - self._heard > _SILENT:
-            if self._progress:
-                raise SinkError(f"no broker has answered for {_SILENT:.0f} s within a transaction, which is given up")
-            self._send_again()
+        """No answer yet: go on waiting, but not for long if the run is to end, and not for a topic that is gone."""
+        now = monotonic()
+        if self._stop.is_set():
+            self._last = self._last or now
+            if now - max(self._last, self._heard) > _LAST:
+                raise BrokerError(_LATER)
+        elif now - max(self._heard, self._looked) > _SILENT:
+            self._examine()
+            self._looked = monotonic()
 
-    def _send_again(self) -> None:
-        """Give up the producer, and let another send what has not arrived."""
-        self._producer._sender.force_close()
-        while True:
-            try:
-                self._note_ends()
-                with consumer(self._settings, committed=False) as client:
-                    arrived = self._behind(client)
-                self._connect()
-                break
-            except (BrokerError, kafka_errors.KafkaError):
-                if self._stop.wait(1.0):
-                    raise SinkError("no broker answers; what was not sent is sent when it is run again") from None
-        left, self._sent = self._sent, deque()
-        for place, message, _ in left:
-            key, value, headers = message
-            if (place, key, _version(headers), hash(value)) not in arrived:
-                self._send(place, message)
+    def _examine(self) -> None:
+        """See whether the topics are still what they were, if a broker answers."""
+        with (
+            suppress(BrokerError, kafka_errors.KafkaError),
+            consumer(self._settings, bootstrap_timeout_ms=2_000) as client,
+        ):
+            for name, one in self._state.items():
+                self._check(name, one, self._look(client, name))
+
+    def _why(self, topic: str, error: Exception) -> Exception:
+        """Why a topic does not take messages."""
+        try:
+            self._examine()
+        except SinkError as found:
+            return found
+        if self._progress:
+            return _TornError(told(error))
+        return SinkError(f"topic {topic!r} does not take messages: {told(error)}")
 
     def _note_ends(self) -> None:
         for one in self._state.values():
@@ -244,17 +323,24 @@ class Outbox:
 
     def flush(self, number: int) -> Any:
         """Make all that was sent up to this batch durable, and with transactions visible; returns the state."""
-        if self._within:
-            record = json.dumps({"pipeline": self._pipeline, "batch": number}).encode()
-            self._producer.send(self._progress, record, self._pipeline.encode())
-            try:
-                self._producer.commit_transaction()
-            except kafka_errors.KafkaError as error:
-                raise SinkError(f"the transaction of batch {number} was not committed: {told(error)}") from None
-            self._within = False
-        self._settle(0)
+        self._surely(lambda: self._commit(number))
+        self._within_it.clear()
         self._note_ends()
         return {name: {**one, "ends": list(one["ends"])} for name, one in self._state.items()}
+
+    def _commit(self, number: int) -> None:
+        if self._within:
+            record = json.dumps({"pipeline": self._pipeline, "batch": number}).encode()
+            try:
+                self._producer.send(self._progress, record, self._pipeline.encode())
+                done = self._producer._transaction_manager.begin_commit()  # that of the client waits for ever
+                self._producer._sender.wakeup()
+                while not done.wait(200):
+                    self._patient()
+            except kafka_errors.KafkaError as error:
+                raise _TornError(told(error)) from None
+            self._within = False
+        self._settle(0)
 
     def close(self) -> None:
         """Let go of the broker."""
@@ -263,3 +349,19 @@ class Outbox:
 
 def _version(headers: Headers) -> bytes | None:
     return next((value for name, value in headers if name == VERSION), None)
+
+
+def _anew(topic: str) -> str:
+    return f"the topic {topic!r} was deleted and made anew since it was written; {_CURE}"
+
+
+def held(settings: Mapping[str, Any], topic: str) -> list[bytes]:
+    """The values of all messages that a topic holds. Raises `BrokerError`."""
+    with consumer(settings) as client:
+        keys = [TopicPartition(topic, i) for i in client.partitions_for_topic(topic)]
+        client.assign(keys)
+        client.seek_to_beginning()
+        ends, found = client.end_offsets(keys), []
+        while any(client.position(k) < ends[k] for k in keys):
+            found += [r.value for records in client.poll(timeout_ms=500).values() for r in records]
+        return found

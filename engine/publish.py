@@ -147,7 +147,8 @@ def _letters(lines: Iterable[bytes]) -> tuple[list[bytes | None], list[bytes | N
     for line in lines:
         letter = orjson.loads(line)
         keys.append(_bytes(letter, "key"))
-        values.append(_bytes(letter, "raw") if "reason" in letter else line.strip())
+        value = _bytes(letter, "raw") or None if "reason" in letter else line.strip()
+        values.append(b"" if value is None and keys[-1] is None else value)  # clients send no message of nothing
         topic, _, partition = letter["partition"].rpartition("/")
         reason = letter.get("reason", "late")
         told = {

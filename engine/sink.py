@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from engine.disk import writing
 
 
 class SinkError(RuntimeError):
@@ -47,16 +50,19 @@ class Files:
 
     def write(self, name: str, lines: bytes) -> None:
         """Append whole lines."""
-        self._open[name].write(lines)
+        with writing(self._open[name].name):
+            self._open[name].write(lines)
 
     def flush(self) -> dict[str, int]:
         """Make all that was written durable; returns the length of each file."""
         for file in self._open.values():
-            file.flush()
-            os.fsync(file.fileno())
+            with writing(file.name):
+                file.flush()
+                os.fsync(file.fileno())
         return {name: file.tell() for name, file in self._open.items()}
 
     def close(self) -> None:
         """Close the files."""
         for file in self._open.values():
-            file.close()
+            with suppress(OSError):  # what could not be written is written when it is run again
+                file.close()

@@ -82,6 +82,8 @@ def _open(folder: Path) -> Iterator[Sequence[sqlite3.Connection]]:
                 raise sqlite3.DatabaseError(verdict)
         yield dbs
     except sqlite3.DatabaseError as error:
+        if str(error) in ("disk I/O error", "database or disk is full", "unable to open database file"):
+            raise StoreError(f"the saved state {str(at)!r} cannot be written: {error}; make room") from None
         raise StoreError(f"the saved state {str(at)!r} is damaged ({error}); {CURE}") from None
     finally:
         for db in dbs:

@@ -277,6 +277,8 @@ class Topics:
                     f"truncated, or made anew; {_CURE}"
                 )
             self._add(wanted, origin, max(position, begin), end)
+        if known:  # all that is in new ones was written since the first run began
+            wanted = wanted._replace(start="earliest")
         for origin, position in self._starts(wanted, news, least, most).items():
             self._add(wanted, origin, position, most[origin.key])
 
@@ -341,27 +343,34 @@ class Topics:
     def _read(self) -> None:
         try:
             while not self._stop.is_set():
-                self._commit()
-                if monotonic() - self._looked > 1:
-                    self._look()
-                if not self._steer():
-                    self._hear()
-                    self._woken.wait(0.05)
+                try:
+                    self._read_on()
+                except kafka_errors.RetriableError:  # no broker answers for now
+                    self._woken.wait(0.2)
                     self._woken.clear()
-                    continue
-                got = self._consumer.poll(timeout_ms=_WAIT)
-                for key, parts in self._by_key.items():
-                    position = self._consumer._subscription.assignment[key].position.offset
-                    for part in parts:
-                        part.there = max(part.there, self._ends.get(key, 0))
-                        if key in got or position > part.fetched:
-                            part.arrived(got.get(key, []), position)
         except Exception as error:
             self._failed = self._why(error)
         finally:
             with suppress(kafka_errors.KafkaError):
                 self._commit(wait=True)
             self._consumer.close(timeout_ms=1000)
+
+    def _read_on(self) -> None:
+        self._commit()
+        if monotonic() - self._looked > 1:
+            self._look()
+        if not self._steer():
+            self._hear()
+            self._woken.wait(0.05)
+            self._woken.clear()
+            return
+        got = self._consumer.poll(timeout_ms=_WAIT)
+        for key, parts in self._by_key.items():
+            position = self._consumer._subscription.assignment[key].position.offset
+            for part in parts:
+                part.there = max(part.there, self._ends.get(key, 0))
+                if key in got or position > part.fetched:
+                    part.arrived(got.get(key, []), position)
 
     def _steer(self) -> bool:
         """Pause what is not read on, and go on with what is. Whether anything is to be fetched."""
@@ -400,7 +409,7 @@ class Topics:
                     raise TopicError(f"source {wanted.source!r}: {part.origin} is gone; bring it back, or {_CURE}")
             known = {p.origin[:2] for p in mine}
             news = [o for o in there if o[:2] not in known and self._follow]
-            begins = self._consumer.beginning_offsets([o.key for o in news]) if news else {}
+            begins = self._consumer.beginning_offsets([o.key for o in news], timeout_ms=5_000) if news else {}
             for origin in news:  # all that is in it was written since the run began
                 part = self._add(wanted, origin, begins[origin.key], 0)
                 self._new.append((wanted.source, len(mine) - 1, part))

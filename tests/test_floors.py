@@ -37,6 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.learners", "engine.neighbours"),
     ("engine.unpack", "engine.avro"),
     ("engine.scan", "engine.compiled", "engine.spec", "engine.large"),
+    ("engine.disk",),
     ("engine.guard", "engine.seal"),
     ("operators",),
     ("operators.<each>",),
