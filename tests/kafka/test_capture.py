@@ -21,7 +21,7 @@ from tests.kafka.debezium.running import Connect, Postgres, reads, schemas
 from tests.kafka.debezium.shop import BEFORE, FIRST, LAST, SECOND, THIRD, VIEWS
 from tests.kafka.needs import needs
 
-PIPELINE = Path(__file__).parent / "shop" / "pipeline.py"
+PIPELINE = Path(__file__).parent / "store" / "pipeline.py"
 Rows = dict[int, dict[str, Any]]
 
 
