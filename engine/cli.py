@@ -322,7 +322,7 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
         log.say("failed", "error", reason=str(failed[0]))
     _ended(failed, held, "what was saved is kept: run the same command again once the cause is gone")
     seconds = time.monotonic() - began
-    if live.publish is None:  # another process has it
+    if live.publish is None and live.addresses:  # another process has it
         return
     final = figures(live, None)
     log.say("stopped" if live.stop.is_set() else "done", changes=final["changes"], seconds=round(seconds, 1))

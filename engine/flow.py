@@ -170,7 +170,8 @@ class Run:
                 raise FlowError("another process failed, or is gone") from error
             step, cause = self.failed or ("the dataflow", error)
             if "DiskFull" in str(cause):
-                step, cause = "saving", DiskError(f"{str(self.state.recovery)!r} cannot be written: no space left; make room")
+                told = f"{str(self.state.recovery)!r} cannot be written: no space left; make room"
+                step, cause = "saving", DiskError(told)
             raise FlowError(f"{step}: {type(cause).__name__}: {cause}") from cause
         finally:
             gc.unfreeze()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.bind import set_policies
@@ -62,10 +64,39 @@ def environment() -> dict[str, str]:
 
 
 def freshet(*args: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end."""
-    return subprocess.run(
-        command(*args), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
-    )
+    """The command, run to its end in a process of its own, forked from one that has imported it."""
+    line = [str(a) for a in args]
+    with tempfile.TemporaryDirectory() as folder:
+        said = [Path(folder) / name for name in ("out", "err")]
+        process = _FORK.Process(target=_run, args=(line, str(cwd), {**os.environ, **_SEEN}, [str(s) for s in said]))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(line, timeout)
+        out, err = (s.read_text() for s in said)
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess(line, process.exitcode, out, err)
+
+
+_FORK = multiprocessing.get_context("forkserver")
+_FORK.set_forkserver_preload(["engine.cli"])
+_SEEN = {"NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def _run(line: Sequence[str], cwd: str, env: Mapping[str, str], said: Sequence[str]) -> None:
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1, "utf-8"), os.fdopen(2, "w", 1, "utf-8")
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["freshet", *line]
+    from engine import cli
+
+    cli.console, cli.errors = cli.Console(), cli.Console(stderr=True)
+    cli.main()
 
 
 def written(out: Path) -> dict[str, bytes]:
