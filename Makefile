@@ -3,9 +3,11 @@ SHELL := /bin/sh
 BIN := .venv/bin
 STAMP := .venv/.installed
 DAYS ?=
+KILLS ?=
+SEED ?=
 PORT ?= 9092
 
-.PHONY: help setup run compare kafka kafka-status kafka-stop test check format lint types bench bench-kafka clean
+.PHONY: help setup run compare kafka kafka-status kafka-stop chaos test check format lint types bench bench-kafka clean
 
 help: ## Print this help
 	@printf 'Freshet: streaming incremental view maintenance for machine learning\n\n'
@@ -54,6 +56,9 @@ kafka-status: $(STAMP) ## Say whether that broker answers, and where
 
 kafka-stop: $(STAMP) ## Stop it; what it holds is kept in .cache/kafka
 	@$(BIN)/python -m deploy.broker stop
+
+chaos: $(STAMP) ## Kill a bank again and again, and compare record by record (KILLS=200; SEED=7: the same faults again)
+	@$(BIN)/python -m tests.chaos --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
 
 test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal

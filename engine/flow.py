@@ -169,9 +169,9 @@ class Run:
             if self.failed is None and self.addresses:
                 raise FlowError("another process failed, or is gone") from error
             step, cause = self.failed or ("the dataflow", error)
-            if "DiskFull" in str(cause):
-                told = f"{str(self.state.recovery)!r} cannot be written: no space left; make room"
-                step, cause = "saving", DiskError(told)
+            if "SqliteFailure" in str(cause) and ("DiskFull" in str(cause) or "SystemIoFailure" in str(cause)):
+                told = "no space is left, or the disk fails"
+                step, cause = "saving", DiskError(f"{str(self.state.recovery)!r} cannot be written: {told}; make room")
             raise FlowError(f"{step}: {type(cause).__name__}: {cause}") from cause
         finally:
             gc.unfreeze()

@@ -52,12 +52,12 @@ class CrashingAt:
         self.landed = 0
         real: Callable[..., Any] = getattr(owner, method)
 
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
             self.left -= 1
             if self.left == 0 and not after:
                 self.landed += 1
                 raise Crash
-            got = real(*args)
+            got = real(*args, **named)
             if self.left == 0:
                 self.landed += 1
                 raise Crash

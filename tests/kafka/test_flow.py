@@ -6,57 +6,17 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaConsumer, TopicPartition
 
-from tests.chaos.world import SINKS, World, judge, read, send
-from tests.flow.running import command, environment, freshet
+from tests.chaos.running import Bank
+from tests.chaos.world import World, read, send
+from tests.flow.running import freshet
 
 Topic = Callable[..., str]
-BANK = Path(__file__).parents[1] / "chaos" / "bank" / "pipeline.py"
-
-
-class Bank:
-    """The bank in a folder, bound to topics of its own."""
-
-    def __init__(self, folder: Path, bootstrap: str, topic: Topic, more: str = "") -> None:
-        self.folder, self.bootstrap = folder, bootstrap
-        self.inputs = {name: topic(n) for name, n in (("transfers", 3), ("verdicts", 2), ("accounts", 1))}
-        self.outputs = {name: topic(2) for name in SINKS}
-        (folder / "pipeline.py").write_text(BANK.read_text())
-        lines = ['epoch = "200ms"', "port = 0", more, "[kafka]", f'bootstrap_servers = "{bootstrap}"']
-        for name, t in self.inputs.items():
-            lines += [f"[sources.{name}]", f'topic = "{t}"']
-        for name, t in self.outputs.items():
-            lines += [f"[sinks.{name}]", f'topic = "{t}"']
-        (folder / "freshet.toml").write_text("\n".join(lines))
-
-    def run(self, *more: str) -> subprocess.CompletedProcess[str]:
-        return freshet("run", self.folder, *more, cwd=self.folder)
-
-    @contextmanager
-    def running(self, *more: str) -> Iterator[subprocess.Popen[str]]:
-        """A run that follows, as a process of its own, which is dead afterwards."""
-        line = command("run", self.folder, "--follow", "--quiet", *more)
-        with subprocess.Popen(line, cwd=self.folder, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
-
-    def lag(self) -> int:
-        """What the group of the pipeline has not read, as Kafka knows it."""
-        with KafkaConsumer(bootstrap_servers=self.bootstrap, group_id="freshet-bank", enable_auto_commit=False) as c:
-            keys = [TopicPartition(t, p) for t in self.inputs.values() for p in sorted(c.partitions_for_topic(t))]
-            return sum(end - (c.committed(key) or 0) for key, end in c.end_offsets(keys).items())
-
-    def judge(self):  # type: ignore[no-untyped-def]
-        return judge(self.bootstrap, self.inputs, self.outputs)
 
 
 @pytest.fixture
