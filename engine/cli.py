@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from datetime import datetime
+from http.server import ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 from threading import Thread
@@ -42,7 +43,7 @@ from engine.publish import outputs
 from engine.recovery import State, claim, sealed
 from engine.report import figures, history, readiness, standing
 from engine.seal import SealError
-from engine.settings import Settings, SettingsError, instant, load
+from engine.settings import Settings, SettingsError, instant, load, token_for
 from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
 from engine.sink import SinkError, begin
 from engine.spec import warnings
@@ -179,7 +180,14 @@ def run(
         str | None, typer.Option(help="How often state is saved. [default: 2s]", show_default=False)
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Serve /metrics on 127.0.0.1; 0: not. [default: 9310]", show_default=False)
+        int | None, typer.Option(help="The port of /metrics; 0: none. [default: 9310]", show_default=False)
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="The address of /metrics; others need a token in FRESHET_TOKEN. [default: 127.0.0.1]",
+            show_default=False,
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
     log: Annotated[
@@ -201,6 +209,7 @@ def run(
         "batch_rows": batch_rows,
         "epoch": epoch,
         "port": port,
+        "host": host,
     }
     where = [] if addresses is None else addresses.split(";")
     if where and process_id >= len(where):
@@ -220,7 +229,7 @@ def run(
     if where:
         live.process, live.addresses = process_id, where
         live.published = Published(mine.folder / "published")
-        settings.port += process_id if settings.port else 0
+        settings.port += process_id if settings.port and held is not None else 0  # several on one machine
     form = cast(Form, log or ("text" if follow and not quiet else "none"))
     _go(live, mine, settings, quiet or log is not None or bool(where), Log(form, lambda: time.time_ns() // 1000), held)
 
@@ -242,6 +251,8 @@ def _claimed(
     try:
         settings = load(folder, given, bind or [], refresh or [], sinks or [])
         set_policies(p, settings)
+        if forget is None:
+            token_for(settings)
         asked = None if forget is None else request(p, forget).where
         if p.prepare is not None and not bind:
             with errors.status(f"{p.name}: preparing the data"):
@@ -302,7 +313,17 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
     signal.signal(signal.SIGINT, stop)
     server = None
     if settings.port:
-        server = serve(settings.port, lambda: (figures(live, live.now()), live.live), lambda: readiness(live))
+        try:
+            server = serve(
+                settings.port,
+                lambda: (figures(live, live.now()), live.live),
+                lambda: readiness(live),
+                settings.host,
+                token_for(settings),
+            )
+        except OSError as error:
+            held.release()
+            _fail(f"/metrics cannot be served on {settings.host!r}, port {settings.port}: {error.strerror}", 1)
     began = time.monotonic()
     log.say(
         "starts",
@@ -312,7 +333,7 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
         sinks=" ".join(f"{n}:{settings.sinks[n].topic if n in settings.sinks else 'file'}" for n in live.graph.sinks),
         state="new" if held.fresh else "resumed",
         epoch=settings.epoch,
-        metrics="none" if server is None else f"http://127.0.0.1:{server.server_address[1]}/metrics",
+        metrics="none" if server is None else _url(server),
     )
     thread, failed = _begin(live)
     _watch(live, thread, quiet, log, parent)
@@ -335,6 +356,11 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
     held.release()
     if not quiet:
         console.print(summary_of(live.graph, final, seconds, stopped=live.stop.is_set()))
+
+
+def _url(server: ThreadingHTTPServer) -> str:
+    host, port = str(server.server_address[0]), server.server_address[1]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
 
 _LEAVE = 8.0

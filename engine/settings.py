@@ -6,6 +6,9 @@ relative to its folder, paths on the command line to the working directory.
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -22,6 +25,9 @@ else:
 
 Format = Literal["rows", "changes", "debezium"]
 _KAFKA = "kafka://"
+TOKEN = "FRESHET_TOKEN"
+"""The environment variable with the token that readers of `/metrics` must bring: no setting, for it is a secret."""
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
 
 
 class SettingsError(ValueError):
@@ -93,7 +99,9 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     processes: int = 1
     """Processes that run the dataflow."""
     port: int = 9310
-    """Where `/metrics` is served on the loopback address; 0 for not at all."""
+    """The port of `/metrics`; 0 for not at all."""
+    host: str = "127.0.0.1"
+    """The address on which `/metrics` is served; any but a loopback one needs a token (see `token_for`)."""
 
 
 def load(
@@ -156,6 +164,39 @@ def load(
         if getattr(settings, name) < least:
             raise SettingsError(f"{name} is {getattr(settings, name)}; expected {least} or more")
     return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from its own machine only.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, True, False)
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def token_for(settings: Settings) -> str:
+    """The token that the environment gives for `/metrics`; empty for none, which will do on the loopback address.
+
+    Raises `SettingsError`, which never shows the token.
+    """
+    token = os.environ.get(TOKEN, "")
+    if token and not _TOKEN.fullmatch(token):
+        raise SettingsError(
+            f"the token in {TOKEN} cannot be used; expected 16 to 512 letters, digits and . _ ~ + / = -, "
+            "such as openssl rand -hex 32 gives"
+        )
+    if settings.port and not token and not is_loopback(settings.host):
+        raise SettingsError(
+            f"host is {settings.host!r}, where others can read /metrics, and there is no token; set {TOKEN} "
+            "(openssl rand -hex 32 gives one), or host to '127.0.0.1', or port to 0"
+        )
+    return token
 
 
 def instant(text: str) -> datetime:
