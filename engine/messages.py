@@ -1,9 +1,9 @@
 """Changes of a view as messages of a topic: the newest row of each key, or that the key is gone.
 
-The key of a message is a JSON object of the key columns, its value one of all columns and the event time `at`; a key
-that is gone is a tombstone, which has no value. So a compacted topic holds the view. What came and went within a batch
-is left out, and of each key there is one message in a batch: (view, key, version) names a message for ever, where the
-version is the number of the batch.
+The key of a message is a JSON object of the key columns (and `view`, where a topic holds several), its value one of
+all columns and the event time `at`; a key that is gone is a tombstone, which has no value. So a compacted topic holds
+the view. What came and went within a batch is left out, and of each key there is one message in a batch: (view, key,
+version) names a message for ever, where the version is the number of the batch.
 
 The partition is that of Kafka's own clients: murmur2 of the key.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import orjson
 from numba import njit
 
 from engine.encode import encode
@@ -32,8 +33,10 @@ class Messages:
         return len(self.keys)
 
 
-def messages(delta: Delta, key: Sequence[str], schema: Schema) -> Messages:
+def messages(delta: Delta, key: Sequence[str], schema: Schema, view: str | None = None) -> Messages:
     """The messages that follow from a delta of a view whose rows are told apart by `key`.
+
+    view: a name that the keys tell, too, where a topic holds several views.
 
     >>> from operators.delta import INT
     >>> n = np.array
@@ -44,6 +47,9 @@ def messages(delta: Delta, key: Sequence[str], schema: Schema) -> Messages:
     """
     net = consolidated(delta)
     keys = _lines(encode(net, {k: schema[k] for k in key}))
+    if view is not None:
+        told = b',"view":' + orjson.dumps(view) + b"}"
+        keys = [k[:-1] + told for k in keys]
     weights = net.weight.tolist()
     last = {k: i for i, k in enumerate(keys) if weights[i] < 0} | {k: i for i, k in enumerate(keys) if weights[i] > 0}
     if len(last) < len(keys):

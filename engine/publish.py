@@ -109,7 +109,8 @@ class Publish:
     def _send(self, sink: Sink, relation: str, delta: Delta) -> None:
         """The changes of a relation as messages."""
         assert self.topics is not None
-        made = messages(delta, self.graph.views[relation].key, sink.schema)
+        several = relation if len(sink.relations) > 1 else None
+        made = messages(delta, self.graph.views[relation].key, sink.schema, several)
         mine = self._roots[relation]
         frontier = least(contained(mine, self._holds[relation], self.contained, self.held), mine)
         head = [

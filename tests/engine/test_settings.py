@@ -47,7 +47,12 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("shards = 0", [], "shards is 0; expected 1 or more"),
         ("", ["a"], "--bind is 'a'; expected name=path"),
         ("", ["a=b,csv"], "the format is 'csv'; expected 'rows', 'changes' or 'debezium'"),
-        ("", ["a=kafka://x/y"], "only files can be bound in this version"),
+        ("", ["a=http://x/y"], "'http://x/y' is no place; expected a path or kafka://HOST:PORT/TOPIC"),
+        ("", ["a=kafka://x"], "'kafka://x' is no place; expected a path or kafka://HOST:PORT/TOPIC"),
+        ("", ["a=kafka://x/y", "b=kafka://z/y"], "the broker is 'z', but others are at 'x'; expected one cluster"),
+        ('[sources.a]\nformat = "rows"', [], "sources.a has neither path nor topic; expected either path or topic"),
+        ('[sources.a]\ntopic = "t"\nstart = "noon"', [], "start is 'noon'; expected 'earliest', 'latest', a time"),
+        ('[sources.a]\ntopic = "t"\nencoding = "avro"', [], "sources.a is in Avro; expected a topic, and at the top"),
     ],
 )
 def test_mistakes(text: str, binds: list[str], said: str, tmp_path: Path) -> None:
