@@ -186,8 +186,8 @@ class _Versions(Meeting):
             some &= ~is_null(right.columns[name])
         columns = {**right.columns, **{n: right.columns[n].copy() for n in self.texts}}
         fixes = [self._walk(s, np.flatnonzero(some & (slot == s)), right, missing, columns) for s in _each(slot[some])]
-        right = right.with_columns(columns)
-        return concat([right, *(d for d, _ in fixes)]), np.concatenate([slot, *(where for _, where in fixes)])
+        right = right.with_columns(columns)  # comes last: a deletion takes out what it hides for good
+        return concat([*(d for d, _ in fixes), right]), np.concatenate([*(where for _, where in fixes), slot])
 
     def _walk(self, s: int, mine: Ints, right: Delta, missing: Array, columns: Columns) -> tuple[Delta, Ints]:
         """Go through the versions of a slot from the first of these new ones on, and fill their cells in `columns`.
