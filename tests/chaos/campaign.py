@@ -48,6 +48,8 @@ POINTS = [
 
 OTHERS = ["broker stopped", "broker killed", "broker frozen", "slow sink", "full disk", "damaged store"]
 PATIENCE = 120.0
+FIRST = 900.0
+"""Seconds that the first run may take, which compiles its kernels."""
 ROUND = 10
 """Kills in a round."""
 
@@ -250,8 +252,10 @@ class Campaign:
         self._happen(20)
         with bank.running() as process:
             while self._there(bank) == before:
-                if process.poll() is not None or time.monotonic() - began > PATIENCE:
-                    raise CampaignError(f"no output: {process.stderr and process.stderr.read()[-2000:]}")
+                patience = PATIENCE if self.report.kills else FIRST
+                if process.poll() is not None or time.monotonic() - began > patience:
+                    process.kill()
+                    raise CampaignError(f"no output: {process.communicate()[1][-2000:]}")
                 time.sleep(0.02)
             if self.report.kills:
                 self.report.recovered["command"].append(time.monotonic() - began)
