@@ -138,7 +138,9 @@ class Campaign:
         if self._points and self._chance.random() < 0.6:
             point = self._points.pop()
         elif self._chance.random() < 0.3:
-            point = self._chance.choice(POINTS)._replace(number=self._chance.randrange(1, 5))
+            point = self._chance.choice(POINTS)
+            if point.method != "_connect":  # which a process does once
+                point = point._replace(number=self._chance.randrange(1, 5))
         else:
             point = None
         self._happen(self._chance.randrange(20, 120))
