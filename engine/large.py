@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -130,15 +130,34 @@ def _written(path: Path, parts: Sequence[Any], seal: Seal) -> bytes:
     draft, code = path.with_suffix(".new"), seal.mac(path.name)
     lengths = np.array([len(parts), *map(len, parts)], np.int64)
     with ThreadPoolExecutor(1) as beside, draft.open("wb", buffering=0) as file:
-        for part in (_MAGIC, lengths.tobytes(), *parts):
-            beside.submit(code.update, part)
-            left = memoryview(part).cast("B")
+        for piece in _pieces([_MAGIC, lengths.tobytes(), *parts]):
+            beside.submit(code.update, piece)
+            left = memoryview(piece).cast("B")
             while len(left):
                 left = left[file.write(left) :]
         os.fsync(file.fileno())
     draft.rename(path)
     make_durable(path.parent)
     return bytes(code.digest())
+
+
+def _pieces(parts: Sequence[Any]) -> Iterator[Any]:
+    """The parts, small ones put together: a state can have thousands."""
+    few: list[Any] = []
+    size = 0
+    for part in parts:
+        if len(part) >= _PIECE // 64:
+            yield from [b"".join(few)] if few else []
+            few, size = [], 0
+            yield part
+            continue
+        few.append(part)
+        size += len(part)
+        if size >= _PIECE:
+            yield b"".join(few)
+            few, size = [], 0
+    if few:
+        yield b"".join(few)
 
 
 def make_durable(path: Path) -> None:

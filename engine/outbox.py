@@ -165,7 +165,7 @@ class Outbox:
 
     def _connect(self) -> None:
         """A new producer."""
-        name = f"freshet-{self._pipeline}" if self._progress else None
+        name = f"freshet-{self._pipeline}-{self._progress}" if self._progress else None
         self._producer = producer(self._settings, transactional_id=name)
         began = monotonic()
         while self._progress:

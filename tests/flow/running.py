@@ -29,7 +29,7 @@ def project(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "cards" / "pipeline.py", folder / "pipeline.py")
     (folder / "freshet.toml").write_text(
-        'epoch = "50ms"\nbatch_rows = 50\nport = 0\n'
+        'epoch = "200ms"\nbatch_rows = 50\nport = 0\n'
         '[sources.payments]\npath = "data/payments.jsonl"\n'
         '[sources.chargebacks]\npath = "data/chargebacks.jsonl"\nformat = "changes"\n'
         '[sources.shops]\npath = "data/shops.jsonl"\nformat = "debezium"\n'

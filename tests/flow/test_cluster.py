@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     base = tmp_path_factory.mktemp("reference")
-    run_here(cards(folder), folder, base / "out", base / "state")
+    run_here(cards(folder), folder, base / "out", base / "state", epoch="10s")
     return written(base / "out")
 
 

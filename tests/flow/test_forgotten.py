@@ -365,19 +365,6 @@ def test_what_an_answer_says_is_not_kept_of_a_deleted_key(tmp_path: Path) -> Non
     assert len(net(here.rows("words"))) == 20
 
 
-def test_a_row_is_told_as_it_stands(tmp_path: Path) -> None:
-    """A value that was left out of the newest message, as the one before said; not what a truncation deleted."""
-    here = Small(tmp_path / "p", TABLE)
-    here.ask(0, 20)
-    here.add("told", {"op": "insert", "id": 50, "y": 1.0, "word": SECRET, "at": 30})
-    here.add("told", {"op": "update", "id": 50, "y": 2.0, "word": "__debezium_unavailable_value", "at": 31})
-    here.run()
-    assert here.holding()
-    assert here.forget(f"word={SECRET}")["sources"]["told"]["changes"] == 1
-    assert here.holding() == []
-    assert len(net(here.rows("words"))) == 20
-
-
 def test_what_is_not_there_is_not_forgotten(tmp_path: Path) -> None:
     """Nothing is refreshed for it; a second time finds nothing more to do either."""
     here = Small(

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     base = tmp_path_factory.mktemp("reference")
-    run_here(cards(folder), folder, base / "out", base / "state")
+    run_here(cards(folder), folder, base / "out", base / "state", epoch="10s")
     got = written(base / "out")
     assert all(got.values()), "every output has lines, so that each is put to the test"
     return got

@@ -273,7 +273,7 @@ def test_a_live_run_predicts_while_it_fits_and_goes_back_when_asked(tmp_path: Pa
             command(*args, "--follow", "--port", 9477), cwd=tmp_path, env=environment(), stderr=err, stdout=err
         )
     try:
-        until(lambda: "metrics: " in told.read_text(), process)
+        until(lambda: "metrics=" in told.read_text(), process)
         more(8)
         (served,) = versions_of(tmp_path / "state", "refitted", "cost").served
         old = served.version

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     base = tmp_path_factory.mktemp("reference")
-    run_here(cards(folder), folder, base / "out", base / "state")
+    run_here(cards(folder), folder, base / "out", base / "state", epoch="10s")
     got = written(base / "out")
     assert b'"weight":-1' in got["cards.jsonl"]
     return got
@@ -131,7 +131,7 @@ def test_the_command_overrides_policies(folder: Path, tmp_path: Path) -> None:
     mine = project(tmp_path / "cards")
     with (mine / "freshet.toml").open("a") as file:
         file.write("[refresh]\ncards = \"deferred(every='1h')\"\n")
-    assert "cards: key none, refresh deferred(every='1h')" in freshet("check", mine, cwd=tmp_path).stdout
+    assert "cards: key card, refresh deferred(every='1h')" in freshet("check", mine, cwd=tmp_path).stdout
     asked = ("--refresh", "cards=deferred(rows=7)", "--refresh", "features=deferred(target_lag='5m', mode='auto')")
     shown = freshet("check", mine, *asked, cwd=tmp_path).stdout
     assert "refresh deferred(rows=7)" in shown
@@ -142,7 +142,7 @@ def test_the_command_overrides_policies(folder: Path, tmp_path: Path) -> None:
         ("cards=on_query(3)", "which is for models; expected immediate() or deferred(...)"),
         ("fraud=deferred(every='1h', mode='auto', window='1d')", "does not forget what leaves the window"),
         ("cards=deferred(target_lag='downstream')", "no view that stands on it has a target_lag"),
-        ("cards=deferred(target_lag='1us')", "is saved only every 50ms (epoch)"),
+        ("cards=deferred(target_lag='1us')", "is saved only every 200ms (epoch)"),
     ):
         for verb in ("check", "run"):
             failed = freshet(verb, folder, "--refresh", given, cwd=tmp_path)
