@@ -93,7 +93,7 @@ def test_what_is_taken_is_read_as_msgspec_reads_it() -> None:
     scanner, count = Scanner(FIELDS), {"taken": 0, "left": 0}
 
     @given(st.lists(records(), max_size=8))
-    @settings(max_examples=400, deadline=None, derandomize=True)
+    @settings(max_examples=1500, deadline=None)
     def holds(batch: list[bytes]) -> None:
         for record, row in zip(batch, scanned(scanner, batch, valid=False), strict=True):
             count["taken" if row else "left"] += 1
