@@ -108,6 +108,10 @@ RefreshOption = Annotated[
     list[str] | None,
     typer.Option(help="Another refresh policy of a view or model: name=policy.", show_default=False),
 ]
+SinkOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Where a sink goes instead of a file: name=kafka://HOST:PORT/TOPIC.", show_default=False),
+]
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="Where state is kept. [default: state/NAME]", show_default=False)
 ]
@@ -150,10 +154,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    sink: Annotated[
-        list[str] | None,
-        typer.Option(help="Where a sink goes instead of a file: name=kafka://HOST:PORT/TOPIC.", show_default=False),
-    ] = None,
+    sink: SinkOption = None,
     refresh: RefreshOption = None,
     workers: Annotated[
         int | None, typer.Option(help="Threads that run the dataflow. [default: 1]", show_default=False)
@@ -551,6 +552,7 @@ def forget(
             show_default=False,
         ),
     ] = None,
+    sink: SinkOption = None,
     refresh: RefreshOption = None,
     shards: Annotated[int | None, typer.Option(help="Parts of keyed state. [default: 1]", show_default=False)] = None,
     remove: Annotated[
@@ -565,7 +567,7 @@ def forget(
     """
     p, folder = _opened(pipeline)
     state = _kept(pipeline, state)
-    settings, out, held = _claimed(p, folder, out, state, {"shards": shards}, bind, refresh, what)
+    settings, out, held = _claimed(p, folder, out, state, {"shards": shards}, bind, refresh, what, sink)
     live = Run(p, settings, out, held, forget=request(p, what))
     thread, failed = _begin(live)
     with Progress(

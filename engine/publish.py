@@ -17,7 +17,7 @@ from engine.freshness import contained, least
 from engine.graph import DEAD_LETTERS, EXTRA, LATE, Graph, Sink
 from engine.messages import messages
 from engine.plan import roots
-from engine.sink import Files
+from engine.sink import Files, SinkError
 from operators.delta import Delta
 
 Headers = list[tuple[str, bytes]]
@@ -28,7 +28,7 @@ def outputs(graph: Graph, topics: Collection[str] = ()) -> list[str]:
     return [name for name in [*graph.sinks, *EXTRA] if name not in topics]
 
 
-class Topics(Protocol):
+class TopicSinks(Protocol):
     """Outputs that are topics: see `engine.outbox`."""
 
     def write(
@@ -63,7 +63,7 @@ class Publish:
         out: Path,
         state: Any = None,
         sent: Collection[str] = (),
-        topics: Callable[[Any], Topics] | None = None,
+        topics: Callable[[Any], TopicSinks] | None = None,
     ) -> None:
         self.graph = graph
         self._sent = frozenset(sent)
@@ -78,6 +78,12 @@ class Publish:
         lengths = offsets = None
         if state is not None:
             self.number, self.rows, self.contained, self.read, self.held, lengths, offsets = state
+        for name, saved in (offsets or {}).items():
+            if name not in self._sent:
+                raise SinkError(
+                    f"so far sink {name!r} went to topic {saved['topic']!r}, but now it goes to a file; let it go "
+                    "there again (with --sink, or in freshet.toml), or start again without the state and the outputs"
+                )
         self.files = Files(out, outputs(graph, self._sent), lengths)
         self.topics = None if topics is None else topics(offsets)
 

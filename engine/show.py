@@ -136,7 +136,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
         first = figures["outputs"][next(iter(graph.sinks))]
         parts += [
             Text("Next", style="bold"),
-            Text(f"head -3 {first}"),
+            *([] if first.startswith("topic ") else [Text(f"head -3 {first}")]),
             Text("freshet check PIPELINE         the graph and its schemas, without running"),
             Text("freshet run PIPELINE --follow  go on when the files grow, with /metrics"),
         ]

@@ -105,3 +105,23 @@ def newest(bootstrap: str, topic: str) -> dict[bytes, Any]:
     held = {r.key: r.value for r in read(bootstrap, topic)}
     rows = {key: json.loads(value) for key, value in held.items() if value is not None}
     return {key: {n: v for n, v in row.items() if n != "at"} for key, row in rows.items()}
+
+
+def test_what_goes_to_a_topic_does_not_go_to_a_file_unasked(bank: Bank) -> None:
+    toml = bank.folder / "freshet.toml"
+    settings = toml.read_text()
+    send(bank.bootstrap, bank.inputs, World(5).happen(100))
+    assert bank.run().returncode == 0
+    before = bank.judge().messages
+    send(bank.bootstrap, bank.inputs, World(5).happen(100))
+    toml.write_text(settings.replace(f'[sinks.debits]\ntopic = "{bank.outputs["debits"]}"', ""))
+    refused = bank.run()
+    assert refused.returncode == 3, refused.stderr
+    assert f"so far sink 'debits' went to topic '{bank.outputs['debits']}'" in refused.stderr
+    place = f"debits=kafka://{bank.bootstrap}/{bank.outputs['debits']}"
+    forgotten = freshet("forget", bank.folder, "id=1", "--sink", place, *bank.places, "--json", cwd=bank.folder)
+    assert forgotten.returncode == 0, forgotten.stderr
+    assert (bank.folder / "out" / "debits.jsonl").read_bytes() == b"", "nothing went to the file"
+    assert len(read(bank.bootstrap, bank.outputs["debits"])) > 0
+    assert bank.run("--sink", place).returncode == 0
+    assert bank.judge().messages > before
