@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 
 from engine.large import make_durable
-from operators.delta import AT, BEGINNING, INT, NULL, POS, TIME, Delta, Ints, Schema, to_series
+from operators.delta import AT, BEGINNING, INT, NULL, POS, TIME, Delta, Ints, Schema, concat, to_series
 from operators.operator import known as check_known
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ _SETTINGS = {
     "delta.deletedFileRetentionDuration": "interval 1 hours",  # so long a reader can read what it has opened
 }
 _FILE_BYTES = 8 << 20
+_BLOCK = 4_000
+"""So many rows wait at most to be put into a frame."""
 _SLICE = 1 << 20
 """So many rows are erased from at a time."""
 _APP = "freshet"
@@ -68,8 +70,9 @@ class ChangeLog:
 
     def __init__(self, folder: Path, schema: Schema, length: int | None = None) -> None:
         self.folder, self.schema = folder, schema
+        self._pending: list[tuple[Delta, Ints]] = []
         self._buffer: list[pl.DataFrame] = []
-        self._length = self._flushed = length or 0
+        self._length = self._gathered = self._flushed = length or 0
         self._table = _open(folder, {**schema, **_OWN}, self._length)
         self._durable = max(self._table.version() - 2, -1)
         self._sync()
@@ -90,19 +93,30 @@ class ChangeLog:
         """
         if not len(delta):
             return
+        self._pending.append((delta, known))
+        self._length += len(delta)
+        if self._length - self._gathered >= _BLOCK:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Put what was appended into one frame: a frame for each of many small deltas takes much longer."""
+        if not self._pending:
+            return
+        delta, known = concat([d for d, _ in self._pending]), np.concatenate([k for _, k in self._pending])
+        self._pending, self._gathered = [], self._length
         own = {
             AT: np.where(delta.at == BEGINNING, NULL, delta.at),
             KNOWN: known,
             POS: delta.pos,
             SEQ: delta.seq,
             WEIGHT: delta.weight,
-            ROW: np.arange(self._length, self._length + len(delta)),
+            ROW: np.arange(self._length - len(delta), self._length),
         }
         self._buffer.append(delta.frame(self.schema).with_columns(to_series(n, own[n], t) for n, t in _OWN.items()))
-        self._length += len(delta)
 
     def flush(self) -> int:
         """Make all that was appended durable, in one commit; returns the length of the log."""
+        self._gather()
         if self._buffer:
             import deltalake
 
@@ -116,6 +130,7 @@ class ChangeLog:
 
     def read(self) -> pl.LazyFrame:
         """All rows, flushed or not, in the order of knowledge; rows of one `_seq` in the order they were appended."""
+        self._gather()
         return pl.concat([pl.scan_delta(self._table), *(f.lazy() for f in self._buffer)]).sort(SEQ, ROW)
 
     def erase(self, rows: pl.Expr) -> int:
@@ -128,6 +143,7 @@ class ChangeLog:
         check_known(rows.meta.root_names(), {**self.schema, AT: TIME, POS: INT}, "erase")
         import deltalake
 
+        self._gather()
         erased = 0
         for first in range(0, self._flushed, _SLICE):
             within = f"{ROW} >= {first} AND {ROW} < {first + _SLICE}"

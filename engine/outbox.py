@@ -23,12 +23,15 @@ from threading import Event
 from time import monotonic
 from typing import Any, NamedTuple
 
+import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
 from engine.brokers import BrokerError, consumer, producer, told
 from engine.messages import partitions
+from engine.pack import Headers, packing
 from engine.recovery import write_durably
+from engine.sending import Sent, TooLargeError, send
 from engine.sink import SinkError
 
 _MOST = 50_000
@@ -47,10 +50,6 @@ VERSION = "version"
 
 _CURE = "bring back what was, or start again without the state and with empty topics"
 
-Headers = list[tuple[str, bytes]]
-_Message = tuple[TopicPartition, bytes | None, bytes | None, Headers]
-
-
 _TRIES = 5
 """Times that a transaction is begun."""
 
@@ -59,9 +58,23 @@ class _TornError(Exception):
     """A transaction failed, and can be begun anew."""
 
 
-class _Sent(NamedTuple):
+class _Parcel(NamedTuple):
+    """Messages for a partition."""
+
     place: TopicPartition
-    future: Any
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    headers: list[Headers]
+
+    def names(self) -> list[tuple[TopicPartition, bytes | None, bytes | None, int]]:
+        """By what each is known again."""
+        parts = zip(self.keys, self.values, self.headers, strict=True)
+        return [(self.place, key, _version(head), hash(value)) for key, value, head in parts]
+
+    def only(self, which: Sequence[int]) -> _Parcel:
+        """Some of them."""
+        keys, values, headers = self.keys, self.values, self.headers
+        return _Parcel(self.place, [keys[i] for i in which], [values[i] for i in which], [headers[i] for i in which])
 
 
 class Outbox:
@@ -84,9 +97,10 @@ class Outbox:
     ) -> None:
         self._settings, self._topics, self._stop = dict(settings), dict(topics), stop
         self._pipeline, self._progress = pipeline, transactions
-        self._coming: deque[_Message] = deque()
-        self._within_it: list[_Message] = []
-        self._sent: deque[_Sent] = deque()
+        self._coming: deque[_Parcel] = deque()
+        self._within_it: list[_Parcel] = []
+        self._sent: deque[Sent] = deque()
+        self._unanswered = 0
         self._acked: dict[TopicPartition, int] = {}
         self._within = False
         self._heard = self._looked = monotonic()
@@ -183,24 +197,31 @@ class Outbox:
     ) -> None:
         """Send messages, but those that are out there."""
         topic, count = self._topics[name], len(self._state[name]["ends"])
-        places = [TopicPartition(topic, i) for i in range(count)]
-        numbers = partitions([k or b"" for k in keys], count).tolist()
-        for number, key, value, head in zip(numbers, keys, values, headers, strict=True):
-            place = places[number]
-            if self._out_there and (same := (place, key, _version(head), hash(value))) in self._out_there:
-                self._out_there.remove(same)
-                continue
-            self._coming.append((place, key, value, head))
+        numbers = partitions([k or b"" for k in keys], count)
+        whole = _Parcel(TopicPartition(topic, 0), list(keys), list(values), list(headers))
+        for number in range(count):
+            if which := np.flatnonzero(numbers == number).tolist():
+                parcel = whole.only(which)._replace(place=TopicPartition(topic, number))
+                if self._out_there:
+                    parcel = parcel.only([i for i, name in enumerate(parcel.names()) if not self._is_out_there(name)])
+                if parcel.keys:
+                    self._coming.append(parcel)
         if self._progress:
             self._within_it += self._coming
         self._surely(lambda: self._settle(_MOST))
+
+    def _is_out_there(self, name: Any) -> bool:
+        """Whether a message is out there; each counts once."""
+        there = name in self._out_there
+        self._out_there.discard(name)
+        return there
 
     def _surely(self, work: Callable[[], None]) -> None:
         """Send what is coming, and do something; if the transaction fails, all over again."""
         for left in reversed(range(_TRIES)):
             try:
                 while self._coming:
-                    self._send(*self._coming[0])
+                    self._send(self._coming[0])
                     self._coming.popleft()
                 return work()
             except _TornError as error:
@@ -226,10 +247,12 @@ class Outbox:
                     raise BrokerError(_LATER) from None
         self._within = False
         self._sent.clear()
+        self._unanswered = 0
         self._heard = monotonic()
-        self._coming = deque(m for m in self._within_it if (m[0], m[1], _version(m[3]), hash(m[2])) not in arrived)
+        left = [p.only([i for i, name in enumerate(p.names()) if name not in arrived]) for p in self._within_it]
+        self._coming = deque(p for p in left if p.keys)
 
-    def _send(self, place: TopicPartition, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+    def _send(self, parcel: _Parcel) -> None:
         if self._progress and not self._within:
             try:
                 self._producer.begin_transaction()
@@ -238,47 +261,48 @@ class Outbox:
             self._within = True
         if not self._sent:
             self._heard = monotonic()
+        topic = parcel.place.topic
         while True:
             try:
-                future = self._producer.send(place.topic, value, key, headers, place.partition)
+                sent = send(self._producer, parcel.place, packing(parcel.keys, parcel.values, parcel.headers))
                 break
             except kafka_errors.KafkaTimeoutError:  # no broker has told of the topic yet
                 self._patient()
-            except kafka_errors.MessageSizeTooLargeError as error:
-                if not any(name == "error" for name, _ in headers):
-                    raise SinkError(f"a message for topic {place.topic!r} is too large: {told(error)}") from None
-                key, value, headers = self._cut(key or b"", value or b"", headers)
+            except TooLargeError as error:
+                if not any(name == "error" for name, _ in parcel.headers[error.index]):
+                    raise SinkError(f"a message for topic {topic!r} is too large: {error}") from None
+                self._cut(parcel, error.index)
             except kafka_errors.KafkaError as error:
-                raise self._why(place.topic, error) from None
-        self._sent.append(_Sent(place, future))
+                raise self._why(topic, error) from None
+        self._sent.append(sent)
+        self._unanswered += sent.count
 
-    def _cut(self, key: bytes, value: bytes, headers: Headers) -> tuple[bytes, bytes, Headers]:
-        """A dead letter that is too large, without the end of what it quotes."""
+    def _cut(self, parcel: _Parcel, i: int) -> None:
+        """Take from a dead letter that is too large the end of what it quotes."""
+        key, value, headers = parcel.keys[i] or b"", parcel.values[i] or b"", parcel.headers[i]
         most = self._producer.config["max_request_size"] - sum(len(v) for _, v in headers) - 2_000
-        cut = key[: most // 2]
-        return cut, value[: most - len(cut)], [*headers, ("cut_from", b"%d" % len(value))]
+        parcel.keys[i] = cut = key[: most // 2]
+        parcel.values[i] = value[: most - len(cut)]
+        parcel.headers[i] = [*headers, ("cut_from", b"%d" % len(value))]
 
     def _settle(self, most: int) -> None:
         """Take in answers; wait until no more than so many messages are unanswered."""
         while self._sent:
             first = self._sent[0]
-            if not first.future.is_done:
-                if len(self._sent) <= most:
+            if not first.done.is_set():
+                if self._unanswered <= most:
                     return
-                try:
-                    first.future.get(timeout=0.2)
-                except kafka_errors.KafkaTimeoutError:
+                if not first.done.wait(0.2):
                     self._patient()
-                except kafka_errors.KafkaError:
-                    pass
                 continue
-            if first.future.failed():
-                raise self._why(first.place.topic, first.future.exception)
-            if (offset := first.future.value.offset) >= 0:
-                if offset < self._acked.get(first.place, 0):
+            if first.error is not None:
+                raise self._why(first.place.topic, first.error)
+            if first.end:
+                if first.begin < self._acked.get(first.place, 0):
                     raise SinkError(_anew(first.place.topic))
-                self._acked[first.place] = offset + 1
+                self._acked[first.place] = first.end
             self._sent.popleft()
+            self._unanswered -= first.count
             self._heard = monotonic()
 
     def _patient(self) -> None:

@@ -16,11 +16,10 @@ from engine.encode import encode
 from engine.freshness import contained, least
 from engine.graph import DEAD_LETTERS, EXTRA, LATE, Graph, Sink
 from engine.messages import messages
+from engine.pack import Headers
 from engine.plan import roots
 from engine.sink import Files, SinkError
 from operators.delta import Delta
-
-Headers = list[tuple[str, bytes]]
 
 
 def outputs(graph: Graph, topics: Collection[str] = ()) -> list[str]:

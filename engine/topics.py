@@ -201,7 +201,7 @@ class Topics:
         self._consumer = consumer(settings, max_poll_records=500, group_id=settings.get("group_id", group))
         self.heard = monotonic()
         """When a broker last answered, or nothing was asked."""
-        self._ends = _whole_batches(self._consumer, self._hear)
+        self._ends = whole_batches(self._consumer, self._hear)
         self._cluster = self._consumer._cluster
         self._cluster.need_all_topic_metadata = any(n.startswith("^") for w in wanted for n in w.names)
         try:
@@ -497,7 +497,7 @@ class _Whole(Fetcher.PartitionRecords):  # type: ignore[misc]
         return not len(record)
 
 
-def _whole_batches(consumer: KafkaConsumer, hear: Callable[[], None]) -> dict[TopicPartition, int]:
+def whole_batches(consumer: KafkaConsumer, hear: Callable[[], None]) -> dict[TopicPartition, int]:
     """Let a consumer hand out batches, which takes a tenth of the time; where what is committed ends, kept up to date.
 
     hear: called for each answer of a broker.
