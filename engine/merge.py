@@ -441,7 +441,8 @@ class Merge:
                 note.clock = clock
                 return batch
         counts = self._choose(ready, want)
-        return self._hand_out({f.name: f.after(n) for f, n in zip(self.feeds, counts, strict=True)})
+        to = {f.name: f.after(n) for f, n in zip(self.feeds, counts, strict=True)}
+        return None if all(to[f.name] == f.position for f in self.feeds) else self._hand_out(to)
 
     def _begin(self, ready: Sequence[int]) -> None:
         """The first day is that of the first row whose time is known."""

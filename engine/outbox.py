@@ -31,7 +31,7 @@ from engine.brokers import BrokerError, consumer, producer, told
 from engine.messages import partitions
 from engine.pack import Headers, packing
 from engine.recovery import write_durably
-from engine.sending import Sent, TooLargeError, send
+from engine.sending import Sent, TooLargeError, send, wake
 from engine.sink import SinkError
 
 _MOST = 50_000
@@ -223,6 +223,7 @@ class Outbox:
                 while self._coming:
                     self._send(self._coming[0])
                     self._coming.popleft()
+                wake(self._producer)
                 return work()
             except _TornError as error:
                 if not left:

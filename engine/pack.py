@@ -61,12 +61,13 @@ def packing(keys: Sequence[bytes | None], values: Sequence[bytes | None], header
     >>> out[:28].tobytes()
     b'\x1c\x00\x00\x00\x02k\x04{}\x02\x04op\x02u\x18\x00\x00\x02\x02k\x01\x02\x04op\x02u'
     """
+    pairs: dict[int, bytes] = {}
     heads: dict[int, int] = {}
     blocks: list[bytes] = []
     for one in headers:
         if id(one) not in heads:
             heads[id(one)] = len(blocks)
-            blocks.append(_encoded(one))
+            blocks.append(b"".join([_varint(len(one)), *(pairs.get(id(p)) or _encoded(p, pairs) for p in one)]))
     which = np.fromiter((heads[id(one)] for one in headers), np.int64, len(headers))
     spans = np.empty((len(keys), 6), np.int64)
     end = 0
@@ -83,13 +84,11 @@ def packing(keys: Sequence[bytes | None], values: Sequence[bytes | None], header
     return Packing(np.frombuffer(b"".join([*pieces, *blocks]) or b"\0", np.uint8), spans)
 
 
-def _encoded(headers: Headers) -> bytes:
-    """How many headers there are, and the headers."""
-    out = _varint(len(headers))
-    for name, value in headers:
-        told = name.encode()
-        out += _varint(len(told)) + told + _varint(len(value)) + value
-    return out
+def _encoded(header: tuple[str, bytes], known: dict[int, bytes]) -> bytes:
+    """A header, which is known from now on: most of a message's are those of others, too."""
+    told, value = header[0].encode(), header[1]
+    known[id(header)] = found = _varint(len(told)) + told + _varint(len(value)) + value
+    return found
 
 
 def _varint(n: int) -> bytes:

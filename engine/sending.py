@@ -71,8 +71,13 @@ class Sent:
         self.done.set()
 
 
+def wake(producer: KafkaProducer) -> None:
+    """Let the producer send what it was given."""
+    producer._sender.wakeup()
+
+
 def send(producer: KafkaProducer, place: TopicPartition, messages: Packing) -> Sent:
-    """Send messages to a partition, all or none.
+    """Give messages for a partition to the producer, all or none; `wake` it when it has them all.
 
     Raises `TooLargeError`, `KafkaTimeoutError` when no broker has told of the topic yet, and other errors of Kafka.
     """
@@ -101,7 +106,6 @@ def send(producer: KafkaProducer, place: TopicPartition, messages: Packing) -> S
                 accumulator._incomplete.add(batch)
     finally:
         accumulator._appends_in_progress.decrement()
-    producer._sender.wakeup()
     return sent
 
 

@@ -6,7 +6,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from engine.brokers import producer
 from engine.pack import packing
-from engine.sending import TooLargeError, send
+from engine.sending import TooLargeError, send, wake
 
 
 def sent(bootstrap, name, parcels, **settings):
@@ -14,6 +14,7 @@ def sent(bootstrap, name, parcels, **settings):
     client = producer({"bootstrap_servers": bootstrap, **settings})
     try:
         found = [send(client, TopicPartition(name, 0), packing(*parcel)) for parcel in parcels]
+        wake(client)
         assert all(one.done.wait(30) for one in found)
         return found
     finally:
