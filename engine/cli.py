@@ -34,7 +34,7 @@ from engine.lines import LinesError
 from engine.log import LogError, as_of, logs, scan
 from engine.logs import Form, Log, Watch
 from engine.merge import MergeError
-from engine.metrics import serve
+from engine.metrics import exposition
 from engine.model import ModelError
 from engine.page import page
 from engine.pipeline import Pipeline
@@ -43,6 +43,7 @@ from engine.publish import outputs
 from engine.recovery import State, claim, sealed
 from engine.report import figures, history, readiness, standing
 from engine.seal import SealError
+from engine.server import serve
 from engine.settings import Settings, SettingsError, instant, load, token_for
 from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
 from engine.sink import SinkError, begin
@@ -317,7 +318,7 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
         try:
             server = serve(
                 settings.port,
-                lambda: (figures(live, live.now()), live.live),
+                {"/metrics": exposition(lambda: (figures(live, live.now()), live.live))},
                 lambda: readiness(live),
                 settings.host,
                 token_for(settings),

@@ -1,32 +1,20 @@
-"""`/metrics` over HTTP: the figures of a run as Prometheus metrics.
+"""The figures of a run as Prometheus metrics.
 
 Times are exported as timestamps beside every lag, so that a dashboard computes `time() - x` and a dead worker looks
 stale, not frozen. Labels are names of sources, views and models, never data.
-
-Who may ask: on the loopback address whoever is on this machine, but no page of a browser that was led here by a name
-(the `Host` must be a loopback one). With a token whoever has it; `/healthz` and `/readyz` answer the others, too, and
-tell them no more than whether and where in its life the worker is. A request has a few seconds and a few kilobytes.
 """
 
 from __future__ import annotations
 
-import hmac
-import socket
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
-from threading import BoundedSemaphore, Thread
 from typing import Any
 
-import orjson
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from engine.settings import is_loopback
+from engine.server import Answer
 
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "freshet_changes": ("counter", ("source",), "Changes read."),
@@ -186,131 +174,8 @@ class _Collector:
         return made.values()
 
 
-_HEAD, _SECONDS, _AT_ONCE = 8192, 5.0, 16
-"""Of a request: the most bytes, the seconds in which it must be there (and the answer taken), how many at a time."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._places = BoundedSemaphore(_AT_ONCE)
-        super().__init__((host, port), handler)
-
-    def server_bind(self) -> None:
-        socket.socket.bind(self.socket, self.server_address)  # the base class asks for the name of the host, slowly
-        self.server_address = self.socket.getsockname()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a client that left, or was too slow
-            super().handle_error(request, client_address)
-
-
-def _head(connection: socket.socket) -> bytes | None:
-    """The head of a request; None when it is not there in time, or too long."""
-    deadline, read = time.monotonic() + _SECONDS, b""
-    while b"\r\n\r\n" not in read and b"\n\n" not in read:
-        if (left := deadline - time.monotonic()) <= 0 or len(read) >= _HEAD:
-            return None
-        connection.settimeout(left)
-        if not (more := connection.recv(_HEAD - len(read))):
-            return None
-        read += more
-    connection.settimeout(_SECONDS)
-    return read
-
-
-def serve(
-    port: int,
-    look: Callable[[], tuple[dict[str, Any], bool]],
-    ready: Callable[[], tuple[bool, dict[str, Any]]],
-    host: str = "127.0.0.1",
-    token: str = "",
-) -> ThreadingHTTPServer:
-    """Serve `/metrics`, `/healthz` and `/readyz` in a thread of its own. On the loopback address a free port is taken
-    when `port` is not; elsewhere others know the port, and it raises `OSError`.
-
-    look: gives the figures and whether the run is live. ready: whether it does its work, and what to tell of that.
-    token: what `Authorization: Bearer` must bring to see more than `ready` and `phase`; elsewhere than on the
-    loopback address it must not be empty.
-    """
-    local = is_loopback(host)
-    if not (local or token):
-        raise ValueError(f"metrics on {host!r} without a token; expected one, or the loopback address")
+def exposition(look: Callable[[], tuple[dict[str, Any], bool]]) -> Callable[[], Answer]:
+    """What answers `/metrics`. look: gives the figures and whether the run is live."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(look))
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        server_version, sys_version = "freshet", ""
-
-        def handle(self) -> None:
-            if (head := _head(self.connection)) is not None:
-                self.rfile = BytesIO(head)
-                self.handle_one_request()
-
-        def do_GET(self) -> None:
-            path, known = self.path.partition("?")[0], not token or self._has_token()
-            if local and not is_loopback(_name(self.headers.get("Host", ""))):
-                self._answer(403, "the Host is none of this machine; ask for 127.0.0.1 or localhost\n")
-            elif path == "/metrics" and not known:
-                self._answer(401, "expected the token of the worker, as Authorization: Bearer TOKEN\n")
-            elif path == "/metrics":
-                self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
-            elif path in ("/healthz", "/readyz"):
-                good, told = ready()
-                told = told if known else {"ready": good, "phase": told.get("phase")}
-                body = orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
-                self._answer(200 if good or path == "/healthz" else 503, body, "application/json")
-            else:
-                self._answer(404, "not found; try /metrics, /healthz or /readyz\n")
-
-        def _has_token(self) -> bool:
-            scheme, _, brought = self.headers.get("Authorization", "").partition(" ")
-            same = hmac.compare_digest(brought.strip().encode("utf-8", "replace"), token.encode())
-            return same and scheme.lower() == "bearer"
-
-        def _answer(self, status: int, body: bytes | str, kind: str = "text/plain; charset=utf-8") -> None:
-            data = body.encode() if isinstance(body, str) else body
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Connection", "close")
-            if status == 401:
-                self.send_header("WWW-Authenticate", "Bearer")
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: Any) -> None:
-            return None
-
-    try:
-        server = _Server(host, port, Handler)
-    except OSError:
-        if not local:
-            raise
-        server = _Server(host, 0, Handler)
-    Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    return server
-
-
-def _name(host: str) -> str:
-    """The name or address in a `Host`, without the port.
-
-    >>> _name("localhost:9310"), _name("[::1]:9310"), _name("127.0.0.1")
-    ('localhost', '::1', '127.0.0.1')
-    """
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return lambda: Answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)

@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.replay", "engine.page"),
     ("engine.decode", "engine.merge", "engine.view", "engine.hold", "engine.encode", "engine.sink"),
     ("engine.plan", "engine.show", "engine.metrics", "engine.logs"),
+    ("engine.server",),
     ("engine.graph", "engine.cost", "engine.settings"),
     ("engine.model", "engine.lines", "engine.batch", "engine.freshness"),
     ("engine.refit", "engine.query", "engine.naive"),

@@ -1,4 +1,4 @@
-"""Who may ask for `/metrics`, and how: from where, with what token, by what name, how long and how much."""
+"""Who may ask a run, and how: from where, with what token, by what name, how long and how much."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from engine import metrics
-from engine.metrics import serve
+from engine import server as served_by
+from engine.metrics import exposition
+from engine.server import serve
 from engine.settings import Settings, SettingsError, load, token_for
 from tests.flow.running import cards, freshet, project
 
@@ -37,7 +38,9 @@ def served() -> Iterator[Served]:
     made = []
 
     def make(host: str = "127.0.0.1", token: str = "", ready: bool = False) -> ThreadingHTTPServer:
-        server = serve(0, lambda: (FIGURES, True), lambda: (ready, {**TOLD, "ready": ready}), host, token)
+        server = serve(
+            0, {"/metrics": exposition(lambda: (FIGURES, True))}, lambda: (ready, {**TOLD, "ready": ready}), host, token
+        )
         made.append(server)
         return server
 
@@ -84,7 +87,7 @@ def test_a_token_is_asked_for_and_without_it_only_readiness_is_told(served: Serv
 
 def test_the_token_is_compared_in_constant_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(metrics.hmac, "compare_digest", lambda a, b: bool(asked.append((a, b))) or a == b)
+    monkeypatch.setattr(served_by.hmac, "compare_digest", lambda a, b: bool(asked.append((a, b))) or a == b)
     assert get(served("0.0.0.0", TOKEN), "/metrics", Authorization="Bearer x" * 3)[0] == 401
     assert asked == [(b"xBearer xBearer x", TOKEN.encode())]
 
@@ -104,14 +107,14 @@ def test_names_of_this_machine_are_not_refused(served: Served, name: str) -> Non
 def test_a_taken_port_is_replaced_on_the_loopback_address_only(served: Served) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
-        free = serve(port, lambda: (FIGURES, True), lambda: (True, TOLD))
+        free = serve(port, {}, lambda: (True, TOLD))
         free.shutdown()
         free.server_close()
         assert free.server_address[1] != port
         with pytest.raises(OSError, match="in use"):
-            serve(port, lambda: (FIGURES, True), lambda: (True, TOLD), "0.0.0.0", TOKEN)
+            serve(port, {}, lambda: (True, TOLD), "0.0.0.0", TOKEN)
     with pytest.raises(ValueError, match="without a token"):
-        serve(0, lambda: (FIGURES, True), lambda: (True, TOLD), "0.0.0.0")
+        serve(0, {}, lambda: (True, TOLD), "0.0.0.0")
 
 
 def raw(server: ThreadingHTTPServer, *parts: bytes, pause: float = 0.0) -> bytes:
@@ -135,14 +138,14 @@ def test_a_request_that_is_too_long_or_too_slow_is_dropped(served: Served, monke
     assert raw(server, good, b"\r\n").startswith(b"HTTP/1.1 200")
     assert raw(server, good + b"X: " + b"x" * 9000 + b"\r\n\r\n") == b""
     assert raw(server, b"POST /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 501")
-    monkeypatch.setattr(metrics, "_SECONDS", 0.3)
+    monkeypatch.setattr(served_by, "_SECONDS", 0.3)
     began = time.monotonic()
     assert raw(server, *(b"%c" % c for c in good), pause=0.05) == b"", "also when each byte comes in time"
     assert time.monotonic() - began < 4
 
 
 def test_slow_clients_take_a_bounded_number_of_places(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_SECONDS", 0.5)
+    monkeypatch.setattr(served_by, "_SECONDS", 0.5)
     server = served(ready=True)
     idle = [socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=5) for _ in range(20)]
     try:
