@@ -121,7 +121,16 @@ def producer(settings: Mapping[str, Any], transactional_id: str | None = None, *
     }
     made = _client(KafkaProducer, given(settings), {**usual, **own}, fixed)
     sender = made._sender
-    send = sender._send_producer_data
+    send, ready = sender._send_producer_data, sender._client.await_ready
+
+    def await_ready(*node: Any, **how: Any) -> bool:
+        try:
+            return bool(ready(*node, **how))
+        except kafka_errors.KafkaError:
+            return False
+
+    # Where kafka-python raises, it loses the request of a transaction for which it waited, and the transaction hangs.
+    sender._client.await_ready = await_ready
     # While it connects, kafka-python's sending thread would not rest at all.
     sender._send_producer_data = lambda now=None: max(send(now), _REST)
     return made

@@ -86,3 +86,28 @@ def test_all_or_none_are_sent(bootstrap, topic):
     assert error.value.index == 1
     client.close(timeout=10)
     assert held(bootstrap, name) == []
+
+
+def test_a_request_of_a_transaction_is_not_lost_while_the_broker_is_not_ready(bootstrap, topic, monkeypatch):
+    client = producer({"bootstrap_servers": bootstrap}, transactional_id=f"test-{topic()}")
+    try:
+        client.init_transactions()
+        client.begin_transaction()
+        network = client._sender._client
+        is_ready, refused = network.is_ready, []
+
+        def not_ready(node):
+            if len(refused) < 4:
+                refused.append(node)
+                return False
+            return is_ready(node)
+
+        monkeypatch.setattr(network, "is_ready", not_ready)
+        place = TopicPartition(topic(), 0)
+        one = send(client, place, packing([b"k"], [b"v"], [[]]))
+        wake(client)
+        assert one.done.wait(20)
+        assert (one.error, len(refused)) == (None, 4)
+        client.commit_transaction()
+    finally:
+        client.close(timeout=10)
