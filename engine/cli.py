@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from engine.asking import NoAnswerError, ask
 from engine.bind import Inputs, UnreachableError, check_bindings, check_lags, set_policies
 from engine.cluster import supervise
 from engine.compare import compare as compare_policies
@@ -41,11 +42,11 @@ from engine.pipeline import Pipeline
 from engine.policy import parse
 from engine.publish import outputs
 from engine.recovery import State, claim, sealed
-from engine.report import figures, history, readiness, standing
+from engine.report import figures, history, look, readiness, standing_of, status
 from engine.seal import SealError
-from engine.server import serve
+from engine.server import as_json, serve
 from engine.settings import Settings, SettingsError, instant, load, token_for
-from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
+from engine.show import comparison_of, fitting, forgotten_of, freshness_of, graph_of, logs_of, summary_of, versions_of
 from engine.sink import SinkError, begin
 from engine.spec import warnings
 from engine.versions import VersionError, Versions
@@ -318,7 +319,10 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
         try:
             server = serve(
                 settings.port,
-                {"/metrics": exposition(lambda: (figures(live, live.now()), live.live))},
+                {
+                    "/metrics": exposition(lambda: (figures(live, live.now()), live.live)),
+                    "/status.json": lambda: as_json(status(live, live.now())),
+                },
                 lambda: readiness(live),
                 settings.host,
                 token_for(settings),
@@ -388,7 +392,9 @@ def _watch(live: Run, thread: Thread, quiet: bool, log: Log, parent: int | None)
         began = time.monotonic()
         while thread.is_alive():
             thread.join(0.2)
-            watch.look(standing(live))
+            watch.look(standing_of(live))
+            if (now := live.now()) is not None:
+                look(live, now)
             if parent not in (None, os.getppid()):
                 os._exit(1)
             if live.stop.is_set() and live.silent > 1:
@@ -422,6 +428,33 @@ def _as_of(text: str) -> datetime:
         return instant(text)
     except ValueError:
         _fail(f"--as-of is {text!r}: expected a time such as '2013-02-01' or '2013-02-01T12:00:00Z'", 2)
+
+
+@app.command(epilog="Examples: freshet freshness · freshet freshness http://worker:9310 --json")
+def freshness(
+    worker: Annotated[str, typer.Argument(help="Where the worker answers.")] = "http://127.0.0.1:9310",
+    as_told: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """How fresh each view and model of a running worker is, and why not.
+
+    Fails when one is past its error_after, or no worker answers: for cron and CI. A token comes from FRESHET_TOKEN.
+    """
+    try:
+        told = ask(worker, "/status.json")
+    except NoAnswerError as error:
+        _fail(error, 1)
+    if as_told:
+        keep = ("lag_seconds", "target_lag_seconds", "warn_after_seconds", "error_after_seconds", "state")
+        more = ("within_target", "frontier", "local_lag_seconds", "global_lag_seconds", "pending_changes", "causes")
+        found = {kind: {n: {k: v.get(k) for k in (*keep, *more)} for n, v in told[kind].items()}
+                 for kind in ("views", "models")}  # fmt: skip
+        about = {k: told[k] for k in ("pipeline", "phase", "time")}
+        print(orjson.dumps({**about, **found}, option=orjson.OPT_INDENT_2).decode())
+    else:
+        console.print(freshness_of(told))
+    past = [n for kind in ("views", "models") for n, v in told[kind].items() if v["state"] == "error"]
+    if past:
+        _fail(f"past error_after: {', '.join(past)}", 1)
 
 
 @app.command(

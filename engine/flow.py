@@ -37,6 +37,7 @@ from engine.bind import Inputs
 from engine.cost import Costs
 from engine.disk import DiskError
 from engine.forget import Found, Request, find
+from engine.freshness import OnTime
 from engine.graph import LATE, Graph, Hold, Model
 from engine.hold import Holding, Settling
 from engine.intake import Intake
@@ -112,6 +113,7 @@ class Run:
     found: Found | None = None
     share: float = 0.0
     failed: tuple[str, BaseException] | None = None
+    on_time: OnTime = field(default_factory=OnTime)
 
     def guard(self, step: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """The same function; its first error is noted, because bytewax may lose it."""

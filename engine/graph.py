@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from engine.freshness import Bounds
 from engine.policy import Deferred, Immediate, Policy, check_model, check_view
 from engine.spec import ModelSpec
 from engine.spec import definition as model_definition
@@ -25,6 +26,7 @@ DEAD_LETTERS, LATE = EXTRA = "dead_letters", "late"
 """The outputs that every pipeline has beside its sinks."""
 
 IMMEDIATE = Immediate()
+NOTHING_DECLARED = Bounds()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class Source:
     earliest: int = 0
     latest: int = 0
     erasable: bool = False
+    heartbeat: int | None = None
 
     @property
     def schema(self) -> Schema:
@@ -87,12 +90,16 @@ class Node:
 
 @dataclass(eq=False)
 class View:
-    """A named relation that the engine keeps. `Graph.refresh` says when it takes in changes."""
+    """A named relation that the engine keeps. `Graph.refresh` says when it takes in changes.
+
+    declared: what is declared of its lag, beside the target lag that a policy may have.
+    """
 
     name: str
     schema: Schema
     key: tuple[str, ...]
     refresh: Policy = IMMEDIATE
+    declared: Bounds = NOTHING_DECLARED
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +122,7 @@ class Model:
     refresh: Policy
     predictions: View
     training: View
+    declared: Bounds = NOTHING_DECLARED
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ import numpy as np
 import orjson
 
 from engine.batch import Batch
+from engine.freshness import Heard
 from engine.graph import DELETED, Source
 from engine.intake import Intake, Note
 from engine.scan import Records
@@ -108,6 +109,9 @@ class _Feed:
         self.position = self.first = partition.position
         self.watermark = self.newest = BEGINNING
         self.counts = {"rows": 0, "late": 0, "dead": 0, "skipped": 0}
+        self.change: int | None = None
+        self.anything: int | None = None
+        self.refused = 0
         self.columns = empty(source.messages).columns
         self.at = self.known = self.offset = np.empty(0, np.int64)
         self.records = Records.of([])
@@ -120,11 +124,12 @@ class _Feed:
     def __len__(self) -> int:
         return len(self.at)
 
-    def fill(self) -> bool:
+    def fill(self, now: int | None) -> bool:
         """Read on. False: nothing more is there now."""
         if self.partition.ended or (chunk := self.partition.read()) is None:
             return False
         self.bad += chunk.bad
+        self._heard(chunk, now)
         if not len(chunk.at):
             return True
         at, timeless = chunk.at, chunk.at == NULL
@@ -143,6 +148,16 @@ class _Feed:
         self.columns, self.at, self.known = columns, at, known
         return True
 
+    def _heard(self, chunk: Chunk, now: int | None) -> None:
+        """Note when something came, and how much of it was refused since the last change."""
+        last = int(chunk.offset[-1]) if len(chunk.offset) else -1
+        refused = sum(1 for b in chunk.bad if b.reason and b.offset > last)
+        self.refused = refused if len(chunk.at) else self.refused + refused
+        if len(chunk.at):
+            self.change = now
+        if len(chunk.at) or chunk.bad:
+            self.anything = now
+
     def reaches(self, position: int) -> bool:
         """Whether all before a position has been read; reads on for it. Raises `MergeError` when it is not there."""
         while self.partition.position < position:
@@ -152,7 +167,7 @@ class _Feed:
                     f"was read up to {position} before the run was cut off; put back what was removed from it, or "
                     "start again without the state and the outputs"
                 )
-            if not self.fill():
+            if not self.fill(None):
                 return False
         return True
 
@@ -245,6 +260,8 @@ class Merge:
         self.intake = intake
         self.schedule = Schedule(dues, [s.name for s in self.sources], state["schedule"] if state else None)
         self.live = False
+        self.since: int | None = None
+        self._now: int | None = None
         self.number: int = state["number"] if state else 0
         self.seq: int = state["seq"] if state else 0
         self.clock: int = state["clock"] if state else BEGINNING
@@ -302,6 +319,21 @@ class Merge:
         """For each source how many "late" changes, "dead" letters or "skipped" records there were."""
         return {s.name: sum(f.counts[what] for f in self.feeds if f.source is s) for s in self.sources}
 
+    def heard(self) -> dict[str, Heard]:
+        """What has been heard of each source since the run began to follow the present."""
+        found = {}
+        for s in self.sources:
+            mine, since = [f for f in self.feeds if f.source is s], self.since or 0
+            changes = [since if f.change is None else f.change for f in mine]
+            found[s.name] = Heard(
+                max(changes, default=since),
+                max((since if f.anything is None else f.anything for f in mine), default=since),
+                sum(f.refused for f in mine),
+                sum(max(f.partition.total - f.partition.done, 0) for f in mine),
+                changes,
+            )
+        return found
+
     @property
     def watermark(self) -> dict[str, int]:
         """For each source the event time below which no change is expected any more."""
@@ -345,6 +377,8 @@ class Merge:
 
         now: the present, by which views become due while all partitions have ended for the moment. Raises `MergeError`.
         """
+        self._now = now
+        self.since = now if self.since is None else self.since
         if self._again:
             return self._noted()
         if self._coming:
@@ -497,7 +531,7 @@ class Merge:
             for f, r in zip(self.feeds, ready, strict=True)
             if not f.partition.ended and r == len(f) and (bound is None or f.newest < bound)
         ]
-        return sum(f.fill() for f in waiting) > 0
+        return sum(f.fill(self._now) for f in waiting) > 0
 
     def _bound(self) -> int | None:
         if self.until is None or self.began is None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from itertools import accumulate
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from engine.freshness import Standing, State
+from engine.model import DELAYS
 from engine.server import Answer
 
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -26,6 +29,21 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "Event time below which no change is expected.",
     ),
     "freshet_source_idle": ("gauge", ("source",), "1 when the source is idle and holds back no watermark."),
+    "freshet_source_standing": (
+        "gauge",
+        ("source", "standing"),
+        "1 for how the source stands: current, idle, reading, partition silent, refused, dead or backfill.",
+    ),
+    "freshet_source_last_change_timestamp_seconds": (
+        "gauge",
+        ("source",),
+        "When a change last came (the start of the run before the first).",
+    ),
+    "freshet_source_last_heard_timestamp_seconds": (
+        "gauge",
+        ("source",),
+        "When a record of any kind last came, a heartbeat too.",
+    ),
     "freshet_view_rows": ("gauge", ("view",), "Rows the view holds."),
     "freshet_view_retractions": ("counter", ("view",), "Rows retracted."),
     "freshet_view_frontier_timestamp_seconds": (
@@ -36,9 +54,24 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "freshet_view_lag_seconds": (
         "gauge",
         ("view", "scope"),
-        "How far the view is behind its direct inputs (local) and behind what its root sources have read (global).",
+        "How far the view is behind its direct inputs (local), behind what its root sources have read (global), and "
+        "behind the present, idle sources apart (present; only while it is followed).",
     ),
     "freshet_view_age_seconds": ("gauge", ("view",), "Present minus frontier; absent in a replay."),
+    "freshet_view_target_lag_seconds": ("gauge", ("view",), "The lag that the view, or model, is to have at most."),
+    "freshet_view_warn_after_seconds": ("gauge", ("view",), "The lag past which somebody is to look."),
+    "freshet_view_error_after_seconds": ("gauge", ("view",), "The lag past which the view is not to be trusted."),
+    "freshet_view_within_target_ratio": (
+        "gauge",
+        ("view",),
+        "The share of the time since the present is followed in which the view was within its target lag.",
+    ),
+    "freshet_view_state": (
+        "gauge",
+        ("view", "state"),
+        "1 for the present state of a view, or model: fresh, behind its target, past warn or error, idle, backfill or "
+        "unknown.",
+    ),
     "freshet_view_pending_changes": ("gauge", ("view",), "Changes read that the view does not contain yet."),
     "freshet_view_refreshes": ("counter", ("view", "mode"), "Refreshes of a deferred view."),
     "freshet_view_refresh_seconds": (
@@ -62,6 +95,17 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "gauge",
         ("model",),
         "When the newest example that the serving version has learnt became known.",
+    ),
+    "freshet_model_lag_seconds": (
+        "gauge",
+        ("model",),
+        "Present minus when the newest example became known that the model has learnt.",
+    ),
+    "freshet_label_watermark_timestamp_seconds": ("gauge", ("model",), "When the newest label became known."),
+    "freshet_label_delay_seconds": (
+        "histogram",
+        ("model",),
+        "From the event time of a question until its label was known.",
     ),
     "freshet_model_refreshes": (
         "counter",
@@ -101,8 +145,11 @@ def _seconds(iso: str) -> float:
     return datetime.fromisoformat(iso.replace("Z", "+00:00")).timestamp()
 
 
-def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[str, ...], float]]:
-    """The values of all metrics: (name, label values, value)."""
+Sample = tuple[str, tuple[str, ...], Any]
+
+
+def samples(figures: dict[str, Any], live: bool) -> Iterator[Sample]:
+    """The values of all metrics: (name, label values, value); of a histogram the counts of its steps, and the sum."""
     for name, s in figures["sources"].items():
         yield "freshet_changes", (name,), s["changes"]
         yield "freshet_late", (name,), s["late"]
@@ -110,6 +157,11 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
         yield "freshet_source_idle", (name,), float(s["idle"])
         if s["watermark"]:
             yield "freshet_source_watermark_timestamp_seconds", (name,), _seconds(s["watermark"])
+        for standing in get_args(Standing):
+            yield "freshet_source_standing", (name, standing), float(s["standing"] == standing)
+        for what in ("change", "heard"):
+            if s[f"last_{what}"]:
+                yield f"freshet_source_last_{what}_timestamp_seconds", (name,), _seconds(s[f"last_{what}"])
     for name, v in figures["views"].items():
         yield "freshet_view_rows", (name,), v["rows"]
         yield "freshet_view_retractions", (name,), v["retracted"]
@@ -127,6 +179,11 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
             yield "freshet_view_lag_seconds", (name, "global"), v["global_lag_seconds"]
         if v["age_seconds"] is not None:
             yield "freshet_view_age_seconds", (name,), v["age_seconds"]
+        if v["lag_seconds"] is not None:
+            yield "freshet_view_lag_seconds", (name, "present"), v["lag_seconds"]
+        if v["within_target"] is not None:
+            yield "freshet_view_within_target_ratio", (name,), v["within_target"]
+        yield from _judged(name, v)
     for name, s in figures["steps"].items():
         yield "freshet_step_keys", (name,), s["keys"]
         yield "freshet_step_state_bytes", (name,), s["bytes"]
@@ -134,6 +191,14 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
         yield "freshet_model_questions", (name,), m["questions"]
         yield "freshet_model_answers", (name,), m["answers"]
         yield "freshet_labels_pending", (name,), m["waiting"]
+        if m["trained"] is not None:
+            yield "freshet_model_training_watermark_timestamp_seconds", (name,), m["trained"] / 1e6
+        if m["labelled"] is not None:
+            yield "freshet_label_watermark_timestamp_seconds", (name,), m["labelled"] / 1e6
+        if m["lag_seconds"] is not None:
+            yield "freshet_model_lag_seconds", (name,), m["lag_seconds"]
+        yield "freshet_label_delay_seconds", (name,), (m["label_delays"]["counts"], m["label_delays"]["seconds"])
+        yield from _judged(name, m)
         yield "freshet_model_refused_predictions", (name,), m["refused"]
         yield "freshet_model_failed_predictions", (name,), m["failed"]
         for told, n in m["guards"].items():
@@ -145,7 +210,16 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
             yield "freshet_model_fewer_neighbours", (name,), m["fewer"]
 
 
-def _refitted(name: str, m: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], float]]:
+def _judged(name: str, told: dict[str, Any]) -> Iterator[Sample]:
+    """What is declared of the lag of a view or model, and how it stands."""
+    for what in ("target_lag", "warn_after", "error_after"):
+        if told[f"{what}_seconds"] is not None:
+            yield f"freshet_view_{what}_seconds", (name,), told[f"{what}_seconds"]
+    for state in get_args(State):
+        yield "freshet_view_state", (name, state), float(told["state"] == state)
+
+
+def _refitted(name: str, m: dict[str, Any]) -> Iterator[Sample]:
     """The values of a deferred model."""
     for verdict in ("published", "refused", "failed"):
         yield "freshet_model_refreshes", (name, verdict), m["refreshes"][verdict]
@@ -153,8 +227,6 @@ def _refitted(name: str, m: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ..
     yield "freshet_model_fitting", (name,), float(m["fitting"] is not None)
     if m["version"] is not None:
         yield "freshet_model_version_info", (name, m["version"]), 1.0
-    if m["trained"] is not None:
-        yield "freshet_model_training_watermark_timestamp_seconds", (name,), m["trained"] / 1e6
     for what in ("debt", "price"):
         if m["due"][what] is not None:
             yield f"freshet_model_{what}", (name,), m["due"][what]
@@ -167,11 +239,18 @@ class _Collector:
     def collect(self) -> Iterable[Metric]:
         made: dict[str, Any] = {}
         for name, (kind, labels, text) in METRICS.items():
-            family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
-            made[name] = family(name, text, labels=labels)
+            made[name] = _FAMILIES[kind](name, text, labels=labels)
         for name, values, value in samples(*self._look()):
-            made[name].add_metric(list(values), value)
+            if METRICS[name][0] == "histogram":
+                counts, total = value
+                steps = zip([*map(str, DELAYS), "+Inf"], accumulate(counts), strict=True)
+                made[name].add_metric(list(values), list(steps), total)
+            else:
+                made[name].add_metric(list(values), value)
         return made.values()
+
+
+_FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
 
 
 def exposition(look: Callable[[], tuple[dict[str, Any], bool]]) -> Callable[[], Answer]:

@@ -26,6 +26,7 @@ scored, so one overflow does not turn a metric into nan for good.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -51,6 +52,10 @@ from engine.versions import Versions
 from operators.delta import FLOAT, INT, STRING, Columns, Delta, Ints, concat, empty, is_null
 
 __all__ = ["KeptModel", "ModelError", "kept"]
+
+
+DELAYS = (1.0, 10.0, 60.0, 600.0, 3600.0, 21_600.0, 86_400.0, 259_200.0, 604_800.0, 2_592_000.0)
+"""Label delays are counted up to each of these seconds, and beyond the last."""
 
 
 class KeptModel:
@@ -82,6 +87,9 @@ class KeptModel:
         self._unguarded: list[tuple[int, Question]] = []
         self._forgotten: list[int] = []
         self._count = {"predictions": 0, "refused": 0, "failed": 0}
+        self._labelled: int | None = None
+        self._delays = [0] * (len(DELAYS) + 1)
+        self._delay = 0.0
         self._seq, self._clock, self._first = -1, 0, 0
         self._known: list[int] = []
         self._told: list[Delta] = []
@@ -198,8 +206,9 @@ class KeptModel:
         null, `refused` ones that were not finite; `learned` examples; questions `waiting`, `closed` without an answer
         and `withdrawn` before it; `unmatched` answers that found no question in time; `corrections` that came after
         the answer; `null_labels`; `null_keys`; and `metrics`, `baseline`, `naive` (None unless declared), each
-        {metric: value}, the value None when nothing was scored; how often the learner `failed`. Further what the policy
-        has to say.
+        {metric: value}, the value None when nothing was scored; how often the learner `failed`; when the newest example
+        that it has learnt became known, `trained`, and the newest label, `labelled`; `label_delays`, from `at` of a
+        question until its label was known, counted in the steps of `DELAYS`. Further what the policy has to say.
         """
         kept = self.keeper.figures()
         return {
@@ -210,6 +219,9 @@ class KeptModel:
             "baseline": self._baseline.figures(),
             "naive": self._naive.judge.figures() if self._naive else None,
             "guards": {f"{name}: {action}": n for (name, action), n in self._guards.counts.items()},
+            "trained": self.keeper.newest(),
+            "labelled": self._labelled,
+            "label_delays": {"counts": list(self._delays), "seconds": self._delay},
             **kept,
             "failed": self._count["failed"] + kept.get("failed", 0),
         }
@@ -219,13 +231,15 @@ class KeptModel:
         judges = [(j.metric, j.scored) for j in (self._judge, self._baseline)]
         naive = self._naive and self._naive.snapshot()
         parts = self.examples.snapshot(), self.training.snapshot(), self.keeper.snapshot()
-        kept = parts, judges, self._guesser, naive, self._count, self._seq, self._guards.counts
+        labels = self._labelled, list(self._delays), self._delay
+        kept = parts, judges, self._guesser, naive, self._count, self._seq, self._guards.counts, labels
         return kept, self.log.flush() if self.log else 0
 
     def restore(self, state: Any) -> None:
         """Take over the state that `snapshot` gave. Called at most once, before the first `apply`."""
-        ((examples, training, keeper), judges, self._guesser, naive, self._count, self._seq, counts), _ = state
+        ((examples, training, keeper), judges, self._guesser, naive, self._count, self._seq, counts, labels), _ = state
         self._guards.counts = counts
+        self._labelled, self._delays, self._delay = labels
         self.examples.restore(examples)
         self.training.restore(training)
         self.keeper.restore(keeper)
@@ -341,6 +355,9 @@ class KeptModel:
             self._baseline(question.key, question.label, question.guess)
             self._guesser.learn_one({}, question.label)
             self._guessed = False
+            self._labelled, delay = self._clock, max(self._clock - question.at, 0) / 1e6
+            self._delays[bisect_left(DELAYS, delay)] += 1
+            self._delay += delay
         try:
             self.keeper.learn(question, self._clock)
         except Exception as e:

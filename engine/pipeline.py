@@ -14,14 +14,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
+from engine.freshness import Bounds
 from engine.graph import DELETED, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
-from engine.policy import Policy, check_model, immediate
+from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
@@ -44,6 +46,24 @@ def _name(name: str, what: str) -> str:
 Relation = Source | View
 
 
+def _bounds(
+    what: str,
+    policy: Policy,
+    target: str | timedelta | None,
+    warn: str | timedelta | None,
+    error: str | timedelta | None,
+) -> Bounds:
+    """What is declared of a lag, checked: each bound is beyond the one before."""
+    given = {"target_lag": target, "warn_after": warn, "error_after": error}
+    if target is not None and getattr(policy, "target_lag", None) is not None:
+        raise DefinitionError(f"{what}: target_lag is given, but refresh is {policy}; say it once")
+    found = {n: microseconds(g, f"{what}: {n}") for n, g in given.items() if g is not None}
+    for (a, least), (b, most) in pairwise(found.items()):
+        if most <= least:
+            raise DefinitionError(f"{what}: {b} is {duration(most)}, not more than {a}, which is {duration(least)}")
+    return Bounds(found.get("target_lag"), found.get("warn_after"), found.get("error_after"))
+
+
 class Pipeline(Graph):
     """A named set of sources, views, models and sinks.
 
@@ -63,6 +83,7 @@ class Pipeline(Graph):
         schema: Mapping[str, Any],
         lateness: str | timedelta = "0s",
         idle_after: str | timedelta | None = None,
+        heartbeat: str | timedelta | None = None,
         append_only: bool = True,
         erasable: bool = False,
         epoch: Mapping[str, Literal["s", "ms", "us"]] | None = None,
@@ -74,7 +95,9 @@ class Pipeline(Graph):
         key: what identifies a row. at: the Datetime column with the event time. schema: column to type (`int`, `float`,
         `str`, `bool`, `datetime` or a Polars type). lateness: how far behind the newest `at` of its partition a row may
         arrive and still count; later ones go to the late stream. idle_after: without a change for so long it no longer
-        holds back the watermark of what depends on it. append_only=False: the key's newest change replaces its earlier
+        holds back the watermark of what depends on it. heartbeat: within what some record comes, if only one that tells
+        nothing (Debezium's heartbeats); after a longer silence the source is held to be dead, not idle.
+        append_only=False: the key's newest change replaces its earlier
         ones and a delete takes it back. erasable: whether `freshet forget` can take rows of any age back from
         views, which then forget none; otherwise, in an append-only source, only those within the lateness. epoch: the
         unit of Datetime columns that arrive as numbers. required: columns that may not be null (key and `at` never
@@ -86,7 +109,8 @@ class Pipeline(Graph):
                 f"source {name!r} is erasable and append_only=False: of a source with corrections any row can be taken "
                 "back; leave erasable out"
             )
-        self.sources[name] = made = replace(made, erasable=erasable)
+        pulse = None if heartbeat is None else microseconds(heartbeat, f"source {name!r}: heartbeat")
+        self.sources[name] = made = replace(made, erasable=erasable, heartbeat=pulse)
         return made
 
     def table(
@@ -206,10 +230,22 @@ class Pipeline(Graph):
             self._hold()
         return name, self.declared[name].schema
 
-    def view(self, name: str, start: Relation, *steps: Operator, refresh: Policy | None = None) -> View:
+    def view(
+        self,
+        name: str,
+        start: Relation,
+        *steps: Operator,
+        refresh: Policy | None = None,
+        target_lag: str | timedelta | None = None,
+        warn_after: str | timedelta | None = None,
+        error_after: str | timedelta | None = None,
+    ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
-        refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`, and how.
+        refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`, and how. target_lag:
+        how far behind the present it is to be at most; how often it is, is measured (a policy with a `target_lag` says
+        it already). warn_after, error_after: the lag past which somebody is to look, and past which it is not to be
+        trusted: `freshet freshness` fails.
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -257,7 +293,8 @@ class Pipeline(Graph):
         key = tuple(relation.key)
         for step in steps:
             key = step.key(key)
-        view = View(name, schema, key if all(k in schema for k in key) else (), policy)
+        declared = _bounds(what, policy, target_lag, warn_after, error_after)
+        view = View(name, schema, key if all(k in schema for k in key) else (), policy, declared)
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view
         self._hold()
@@ -279,6 +316,8 @@ class Pipeline(Graph):
         metric: Any = None,
         naive: bool = False,
         guards: Sequence[Guard] = (),
+        warn_after: str | timedelta | None = None,
+        error_after: str | timedelta | None = None,
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -289,6 +328,8 @@ class Pipeline(Graph):
         own order) or on questions. wait: how long after its `at` a question still waits for its answer. metric: a river
         metric or a list of them. naive: also report what learning each label at once, before it was known, would have
         claimed. guards: rules before and after inference, such as `guard.clip("sane", 0, 600)`.
+        warn_after, error_after: as of a view, for the time since the newest example became known that the model has
+        learnt.
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -322,7 +363,8 @@ class Pipeline(Graph):
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys)
         check_model(spec, policy)
         training = View(f"{name}.training", training_schema(spec), keys)
-        made = Model(name, spec, questions.name, reply_name, policy, predictions, training)
+        declared = _bounds(what, policy, None, warn_after, error_after)
+        made = Model(name, spec, questions.name, reply_name, policy, predictions, training, declared)
         self.models[name] = made
         self.views |= {predictions.name: predictions, training.name: training}
         return made

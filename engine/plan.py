@@ -8,8 +8,9 @@ present stage as long as their rows already lie together: same key columns, not 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from engine.freshness import Bounds
 from engine.graph import Graph, Hold, Model, Node
 from engine.policy import duration
 from engine.schedule import Due
@@ -200,6 +201,17 @@ def lags(graph: Graph) -> dict[str, int]:
                     f"view {view!r}: its target_lag is {duration(lag)}, but it stands on view {h.view!r}, which may be "
                     f"further behind with {h.refresh}; expected target_lag='downstream' there"
                 )
+    return found
+
+
+def bounds(graph: Graph) -> dict[str, Bounds]:
+    """What is declared of the lag of each view and model. Raises `DefinitionError`, see `lags`."""
+    found = {name: view.declared for name, view in graph.views.items()}
+    for name, lag in lags(graph).items():
+        found[name] = replace(found[name], target=lag)
+    for name, model in graph.models.items():
+        target = getattr(model.refresh, "target_lag", None)
+        found[name] = model.declared if target is None else replace(model.declared, target=target)
     return found
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from engine.flow import Run
-from engine.freshness import Freshness, contained, freshness, least
+from engine.freshness import Bounds, Freshness, OnTime, Standing, contained, freshness, least, standing
 from engine.graph import Graph, Model
 from engine.log import scan
 from engine.logs import SILENT
-from engine.plan import roots
+from engine.plan import bounds, roots
 from engine.seal import Seal
 from engine.versions import Versions, taken_back
 from operators.delta import BEGINNING
@@ -28,6 +28,20 @@ def instant(us: int | None) -> str | None:
     return (_EPOCH + timedelta(microseconds=us)).isoformat().replace("+00:00", "Z")
 
 
+def standings(run: Run, now: int | None) -> dict[str, Standing]:
+    """How each source stands. now: as for `freshness_of`."""
+    merge = run.merge
+    if merge is None:
+        return {}
+    behind, heard = merge.idle(), merge.heard()
+    found: dict[str, Standing] = {}
+    for name, s in run.graph.sources.items():
+        found[name] = "backfill" if now is None else standing(heard[name], now, s.idle_after, s.heartbeat, run.live)
+        if found[name] in ("current", "backfill") and behind[name]:
+            found[name] = "idle"
+    return found
+
+
 def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
     """How fresh each view is. now: the present in microseconds; None in a replay, whose clock is the data."""
     merge, publish = run.merge, run.publish
@@ -40,6 +54,8 @@ def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
     applied = publish.read if publish is not None else {}
     read, marks = (merge.read, merge.watermark) if merge is not None else (applied, reached)
     passed, held = roots(run.graph, held=True), publish.held if publish is not None else {}
+    idle = {name for name, how in standings(run, now).items() if how == "idle"}
+    since = (merge.since if merge is not None else None) or 0
     found: dict[str, Freshness] = {}
 
     def contains(name: str) -> dict[str, int]:
@@ -53,7 +69,7 @@ def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
         pending = sum(read.get(r, 0) - applied.get(r, 0) for r in mine) + sum(
             held[h][1] for h in passed[name] if h in held
         )
-        found[name] = freshness(mine, inputs, contains(name), marks, pending, now)
+        found[name] = freshness(mine, inputs, contains(name), marks, pending, now if run.live else None, idle, since)
     return found
 
 
@@ -71,14 +87,15 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
     told = publish.counts if publish is not None else {}
     counts = {w: merge.counts(w) if merge else told.get(w, none) for w in ("late", "dead", "skipped")}
     read = merge.read if merge else (publish.read if publish is not None else {}) or none
-    marks, idle = (merge.watermark, merge.idle()) if merge else (publish.contained if publish is not None else {}, {})
+    marks = merge.watermark if merge else publish.contained if publish is not None else {}
+    stand = standings(run, now)
     sizes: dict[str, list[int]] = {}
     for shard in run.shards:
         for name, (keys, held) in shard.sizes().items():
             total = sizes.setdefault(name, [0, 0])
             total[0] += keys
             total[1] += held
-    fresh = freshness_of(run, now)
+    fresh, declared, made_of = freshness_of(run, now), bounds(graph), roots(graph)
     views = {}
     for name in graph.views:
         inserted, retracted = publish.rows[name] if publish is not None else (0, 0)
@@ -92,6 +109,11 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             "global_lag_seconds": f.global_lag / 1e6 if f else None,
             "age_seconds": f.age / 1e6 if f and f.age is not None else None,
             "pending_changes": f.pending if f else 0,
+            **_judged(
+                declared[name], f.lag if f else None, run.live, all(stand.get(r) == "idle" for r in made_of[name])
+            ),
+            "within_target": _within(run.on_time, name),
+            "causes": {r: stand[r] for r in sorted(made_of[name]) if stand.get(r) not in (None, "current", "backfill")},
             "refresh": run.costs[name].figures() if name in run.costs else None,
         }
     return {
@@ -106,17 +128,65 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
                 "dead_letters": counts["dead"][name],
                 "skipped": counts["skipped"][name],
                 "watermark": instant(marks.get(name)),
-                "idle": idle.get(name, False),
+                "idle": stand.get(name) == "idle",
+                "standing": stand.get(name, "backfill"),
+                **_heard(run, name, now),
             }
             for name in graph.sources
         },
         "views": views,
         "steps": {name: {"keys": keys, "bytes": held} for name, (keys, held) in sizes.items()},
-        "models": {name: m.figures() for name, m in run.models.items()},
+        "models": {name: _of_model(run, name, m.figures(), now, declared[name]) for name, m in run.models.items()},
     }
 
 
-def standing(run: Run) -> dict[str, Any]:
+def _judged(bounds: Bounds, lag: int | None, live: bool, idle: bool = False) -> dict[str, Any]:
+    """A lag, what is declared of it, and how that stands."""
+    told = {"lag": lag, "target_lag": bounds.target, "warn_after": bounds.warn, "error_after": bounds.error}
+    seconds = {f"{name}_seconds": None if us is None else us / 1e6 for name, us in told.items()}
+    return {**seconds, "state": bounds.state(lag, live, idle)}
+
+
+def _within(on_time: OnTime, view: str) -> float | None:
+    """The share of the time for which a view was within its target."""
+    seen = on_time.seen.get(view, 0.0)
+    return on_time.within[view] / seen if seen else None
+
+
+def _heard(run: Run, source: str, now: int | None) -> dict[str, Any]:
+    """When something was last heard of a source, and how much of it is unread."""
+    if run.merge is None:
+        return {"last_change": None, "last_heard": None, "unread": 0, "refused_in_a_row": 0}
+    heard = run.merge.heard()[source]
+    told = {"last_change": heard.change or None, "last_heard": heard.anything or None} if now is not None else {}
+    return {
+        "last_change": instant(told.get("last_change")),
+        "last_heard": instant(told.get("last_heard")),
+        "unread": heard.unread,
+        "refused_in_a_row": heard.refused,
+    }
+
+
+def _of_model(run: Run, name: str, told: dict[str, Any], now: int | None, bounds: Bounds) -> dict[str, Any]:
+    """The figures of a model, and how old what it has learnt is."""
+    since = (run.merge.since if run.merge is not None else None) or 0
+    trained = told["trained"] if told["trained"] is not None else since
+    return {**told, **_judged(bounds, now - trained if now is not None and run.live else None, run.live)}
+
+
+def look(run: Run, now: int) -> None:
+    """Measure for how long views are within their targets: called again and again."""
+    if run.live:
+        declared = bounds(run.graph)
+        run.on_time.look(now, {n: (declared[n], f.lag) for n, f in freshness_of(run, now).items()})
+
+
+def status(run: Run, now: int | None) -> dict[str, Any]:
+    """What a worker tells of itself while it runs: its figures, and where in its life it is."""
+    return {"time": instant(now), "phase": "live" if run.live else "backfill", **figures(run, now)}
+
+
+def standing_of(run: Run) -> dict[str, Any]:
     """How a run stands, in few words: see `engine.logs.Watch`."""
     versions = {}
     for name, model in dict(run.models).items():

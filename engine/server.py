@@ -30,6 +30,11 @@ class Answer(NamedTuple):
     kind: str = "text/plain; charset=utf-8"
 
 
+def as_json(told: Any) -> Answer:
+    """Plain values as an answer."""
+    return Answer(200, orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE), "application/json")
+
+
 _HEAD, _SECONDS, _AT_ONCE = 8192, 5.0, 16
 """Of a request: the most bytes, the seconds in which it must be there (and the answer taken), how many at a time."""
 

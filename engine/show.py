@@ -143,6 +143,41 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
     return Group(*parts)
 
 
+def freshness_of(told: Mapping[str, Any]) -> RenderableType:
+    """How fresh each view and model of a worker is, from what it tells of itself."""
+    table = _table(
+        f"{told['pipeline']}, {told['phase']}, at {told['time']}",
+        "view",
+        "state",
+        "lag",
+        "target",
+        "within",
+        "warn after",
+        "error after",
+        "pending",
+        "frontier",
+        "because of",
+    )
+    for kind in ("views", "models"):
+        for name, v in told[kind].items():
+            within = v.get("within_target")
+            causes = ", ".join(f"{source}: {standing}" for source, standing in v.get("causes", {}).items())
+            table.add_row(
+                name if kind == "views" else f"{name} (model)",
+                Text(v["state"], style=_STATES.get(v["state"], "")),
+                *(_lag(v[f"{what}_seconds"]) for what in ("lag", "target_lag")),
+                "-" if within is None else f"{within:.1%}",
+                *(_lag(v[f"{what}_seconds"]) for what in ("warn_after", "error_after")),
+                number(v.get("pending_changes")),
+                _minute(v.get("frontier")),
+                causes or "-",
+            )
+    return table
+
+
+_STATES = {"fresh": "green", "behind": "yellow", "warn": "bold yellow", "error": "bold red", "unknown": "yellow"}
+
+
 def _refreshes(views: Mapping[str, Any]) -> list[RenderableType]:
     """How deferred views were refreshed: each mode, what it took, and what was expected of it the last time."""
     table = _table(

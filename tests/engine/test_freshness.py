@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from engine.freshness import freshness
+import pytest
+
+from engine.freshness import Bounds, Heard, OnTime, freshness, standing
 from operators.delta import BEGINNING
 
 S = 1_000_000
@@ -31,3 +33,78 @@ def test_before_the_first_change_there_is_no_frontier_rather_than_a_wrong_one() 
 def test_age_grows_with_the_clock_when_nothing_comes() -> None:
     ages = [freshness({"a"}, {}, {"a": 10 * S}, {"a": 10 * S}, 0, now * S).age for now in (10, 20, 100)]
     assert ages == [0, 10 * S, 90 * S]
+
+
+def test_lag_is_by_the_worst_source_and_not_by_the_newest() -> None:
+    got = freshness({"a", "b"}, {}, {"a": 100 * S, "b": 40 * S}, {"a": 100 * S, "b": 40 * S}, 0, 130 * S)
+    assert got.lag == 90 * S
+
+
+def test_an_idle_source_does_not_count_and_lag_does_not_grow_with_it() -> None:
+    marks = {"a": 100 * S, "b": 40 * S}
+    lags = [freshness({"a", "b"}, {}, marks, marks, 0, now * S, idle={"b"}).lag for now in (101, 110)]
+    assert lags == [S, 10 * S]
+    assert freshness({"b"}, {}, marks, marks, 0, 110 * S, idle={"b"}).lag == 0
+
+
+def test_an_idle_source_does_not_hide_what_a_view_waits_with() -> None:
+    got = freshness({"b"}, {}, {"b": 40 * S}, {"b": 70 * S}, 5, 110 * S, idle={"b"})
+    assert got.lag == 30 * S
+
+
+def test_before_its_first_change_a_view_is_as_old_as_the_run() -> None:
+    got = freshness({"a"}, {}, {"a": BEGINNING}, {"a": BEGINNING}, 0, 130 * S, since=100 * S)
+    assert (got.frontier, got.lag) == (None, 30 * S)
+    marks = {"a": 129 * S, "b": BEGINNING}
+    two = freshness({"a", "b"}, {}, marks, marks, 0, 130 * S, since=90 * S)
+    assert (two.frontier, two.lag) == (None, 40 * S)
+
+
+def test_history_has_no_lag_and_is_never_fresh() -> None:
+    got = freshness({"a"}, {}, {"a": 100 * S}, {"a": 100 * S}, 0, None)
+    assert got.lag is None
+    assert Bounds(target=S).state(None, live=False, idle=False) == "backfill"
+    assert Bounds(target=S).state(0, live=False, idle=False) == "backfill"
+
+
+@pytest.mark.parametrize(
+    ("lag", "state"),
+    [(0, "fresh"), (5, "fresh"), (6, "behind"), (10, "behind"), (11, "warn"), (20, "warn"), (21, "error")],
+)
+def test_a_bound_is_passed_when_lag_is_more(lag: int, state: str) -> None:
+    assert Bounds(5, 10, 20).state(lag, live=True, idle=False) == state
+
+
+def test_an_idle_view_is_past_its_bounds_all_the_same_when_it_waits() -> None:
+    assert Bounds(5, 10, 20).state(4, live=True, idle=True) == "idle"
+    assert Bounds(5, 10, 20).state(25, live=True, idle=True) == "error"
+    assert Bounds().state(None, live=True, idle=False) == "unknown"
+
+
+HOW = {"idle_after": 30, "heartbeat": 20, "live": True}
+
+
+@pytest.mark.parametrize(
+    ("heard", "how", "found"),
+    [
+        (Heard(95, 95, 0, 0, [95, 90]), HOW, "current"),
+        (Heard(95, 95, 0, 0, [95, 60]), HOW, "partition silent"),
+        (Heard(60, 95, 0, 0, [60]), HOW, "idle"),
+        (Heard(60, 60, 0, 0, [60]), HOW, "dead"),
+        (Heard(60, 60, 0, 0, [60]), {**HOW, "heartbeat": None}, "idle"),
+        (Heard(60, 60, 0, 0, [60]), {**HOW, "heartbeat": None, "idle_after": None}, "current"),
+        (Heard(60, 95, 0, 7, [60]), HOW, "reading"),
+        (Heard(60, 95, 9, 0, [60]), HOW, "idle"),
+        (Heard(60, 95, 10, 7, [60]), HOW, "refused"),
+        (Heard(0, 0, 99, 9, [0]), {**HOW, "live": False}, "backfill"),
+    ],
+)
+def test_why_a_source_gives_nothing_is_told_apart(heard: Heard, how: dict[str, object], found: str) -> None:
+    assert standing(heard, 100, **how) == found  # type: ignore[arg-type]
+
+
+def test_time_within_the_target_is_measured_and_not_the_times_it_was_looked_at() -> None:
+    on_time, bounds = OnTime(), Bounds(target=5)
+    for now, lag in ((0, 0), (10 * S, 0), (11 * S, 9), (30 * S, None), (31 * S, 5)):
+        on_time.look(now, {"v": (bounds, lag), "w": (Bounds(), lag)})
+    assert (on_time.seen, on_time.within) == ({"v": 31.0}, {"v": 11.0})

@@ -22,7 +22,18 @@ from tests.flow.running import cards, freshet, project
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 FIGURES: dict[str, Any] = {
-    "sources": {"orders": {"changes": 3, "late": 0, "dead_letters": 0, "idle": False, "watermark": None}},
+    "sources": {
+        "orders": {
+            "changes": 3,
+            "late": 0,
+            "dead_letters": 0,
+            "idle": False,
+            "watermark": None,
+            "standing": "current",
+            "last_change": None,
+            "last_heard": None,
+        }
+    },
     "views": {},
     "steps": {},
     "models": {},
