@@ -19,14 +19,14 @@ from typing import Any, Literal
 
 import polars as pl
 
-from engine.graph import DELETED, Graph, Model, Node, Sink, Source, View
+from engine.graph import AS_OF, DELETED, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
 from engine.policy import Policy, check_model, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
 from operators.latest import latest
-from operators.operator import DefinitionError, Operator, as_names, known, microseconds
+from operators.operator import DefinitionError, Operator, as_names, fit_as_key, known, microseconds
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -42,6 +42,22 @@ def _name(name: str, what: str) -> str:
 
 
 Relation = Source | View
+
+
+def _lookup(given: bool | str | Sequence[str], key: tuple[str, ...], schema: Schema, what: str) -> tuple[str, ...]:
+    """The columns by which rows can be looked up; none when they cannot."""
+    if given is False:
+        return ()
+    if given is True and not key:
+        raise DefinitionError(
+            f"{what} has lookup=True, but its rows have no key any more; keep the key columns, or name the columns by "
+            'which to look up, such as lookup="card"'
+        )
+    by = key if given is True else as_names(given, f"{what}: lookup")
+    fit_as_key(by, schema, f"{what}: lookup")
+    if AS_OF in by:
+        raise DefinitionError(f"{what}: lookup by a column {AS_OF!r}, which asks for a time there; rename it")
+    return by
 
 
 class Pipeline(Graph):
@@ -206,10 +222,19 @@ class Pipeline(Graph):
             self._hold()
         return name, self.declared[name].schema
 
-    def view(self, name: str, start: Relation, *steps: Operator, refresh: Policy | None = None) -> View:
+    def view(
+        self,
+        name: str,
+        start: Relation,
+        *steps: Operator,
+        refresh: Policy | None = None,
+        lookup: bool | str | Sequence[str] = False,
+    ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
-        refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`, and how.
+        refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`, and how. lookup:
+        whether its newest row of each key is kept to be looked up over HTTP: True for the key of the view, or the
+        columns that are to be the key.
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -257,7 +282,8 @@ class Pipeline(Graph):
         key = tuple(relation.key)
         for step in steps:
             key = step.key(key)
-        view = View(name, schema, key if all(k in schema for k in key) else (), policy)
+        key = key if all(k in schema for k in key) else ()
+        view = View(name, schema, key, policy, _lookup(lookup, key, schema, what))
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view
         self._hold()
@@ -279,6 +305,7 @@ class Pipeline(Graph):
         metric: Any = None,
         naive: bool = False,
         guards: Sequence[Guard] = (),
+        lookup: bool | str | Sequence[str] = False,
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -288,7 +315,9 @@ class Pipeline(Graph):
         sees (default: all but the key). advance: when unsupervised parts of a river pipeline learn: on answers (river's
         own order) or on questions. wait: how long after its `at` a question still waits for its answer. metric: a river
         metric or a list of them. naive: also report what learning each label at once, before it was known, would have
-        claimed. guards: rules before and after inference, such as `guard.clip("sane", 0, 600)`.
+        claimed. guards: rules before and after inference, such as `guard.clip("sane", 0, 600)`. lookup: whether the
+        newest prediction of each key can be looked up over HTTP, and the training set as of any time: True for the
+        key, or some of its columns.
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -319,9 +348,10 @@ class Pipeline(Graph):
             naive=naive,
             guards=guards,
         )
-        predictions = View(f"{name}.predictions", prediction_schema(spec), keys)
+        by = _lookup(lookup, keys, {k: questions.schema[k] for k in keys}, what)
+        predictions = View(f"{name}.predictions", prediction_schema(spec), keys, lookup=by)
         check_model(spec, policy)
-        training = View(f"{name}.training", training_schema(spec), keys)
+        training = View(f"{name}.training", training_schema(spec), keys, lookup=by)
         made = Model(name, spec, questions.name, reply_name, policy, predictions, training)
         self.models[name] = made
         self.views |= {predictions.name: predictions, training.name: training}

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.__main__",),
     ("engine.cli",),
+    ("engine.answer",),
     ("engine.report", "engine.erase", "engine.cluster"),
     ("engine.flow",),
     ("engine.forget",),
@@ -24,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("engine.pipeline", "engine.compare"),
     ("engine.replay", "engine.page"),
-    ("engine.decode", "engine.merge", "engine.view", "engine.hold", "engine.encode", "engine.sink"),
+    ("engine.decode", "engine.lookup", "engine.merge", "engine.view", "engine.hold", "engine.encode", "engine.sink"),
     ("engine.plan", "engine.show", "engine.metrics", "engine.logs"),
     ("engine.server",),
     ("engine.graph", "engine.cost", "engine.settings"),
