@@ -119,8 +119,9 @@ class Newest:
         if self._n_free < 0:
             raise ValueError("a row was taken back that is not there")
         gone = self._free[kept : self._n_free]
+        come = delta if len(places) == len(delta) else delta.take(enters)
         for name, column in self._rows.items():
-            column[places] = delta.columns[name][enters]
+            column[places] = come.columns[name]
             column[gone] = None if column.dtype == object else 0
         self._at[gone] = self._pos[gone] = 0
         if (empty := slots[held[slots] == 0]).size:
