@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.lookup import Newest
@@ -118,6 +118,7 @@ def fed(changes: Sequence[Change], cuts: Sequence[int], key: Sequence[str], rest
     return kept
 
 
+@settings(deadline=None)
 @given(histories(), st.lists(st.integers(0, 100)), st.sets(st.integers(0, 20)), st.sampled_from(KEYS))
 def test_it_is_the_newest_live_row_however_it_was_told(
     changes: list[Change], cuts: list[int], restart: set[int], key: tuple[str, ...]
@@ -126,6 +127,7 @@ def test_it_is_the_newest_live_row_however_it_was_told(
     fed(changes, range(len(changes)), key)
 
 
+@settings(deadline=None)
 @given(histories(), st.lists(st.integers(0, 100)), st.sampled_from(KEYS))
 def test_what_is_taken_back_leaves_nothing(changes: list[Change], cuts: list[int], key: tuple[str, ...]) -> None:
     still = [(1, ALL, row) for row in twin(changes, ("card", "day", "vip", "x")).values()]
