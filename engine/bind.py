@@ -126,6 +126,15 @@ def check_lags(graph: Graph, settings: Settings) -> None:
             )
 
 
+def check_alone(graph: Graph, settings: Settings, addresses: bool) -> None:
+    """Raises `SettingsError` when several processes are to run what one alone can answer. addresses: of several."""
+    if graph.lookups and (settings.processes > 1 or addresses):
+        raise SettingsError(
+            f"{', '.join(graph.lookups)}: one process keeps what is looked up and answers, but several are to run; "
+            "expected processes to be 1 and no addresses, or views and models without lookup="
+        )
+
+
 class Inputs:
     """The partitions of all sources, opened. parts: by source; those of topics may become more.
 

@@ -22,8 +22,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from engine.answer import MOST, Views
 from engine.asking import NoAnswerError, ask
-from engine.bind import Inputs, UnreachableError, check_bindings, check_lags, set_policies
+from engine.bind import Inputs, UnreachableError, check_alone, check_bindings, check_lags, set_policies
 from engine.cluster import supervise
 from engine.compare import compare as compare_policies
 from engine.erase import finish
@@ -37,6 +38,7 @@ from engine.logs import Form, Log, Watch
 from engine.merge import MergeError
 from engine.metrics import exposition
 from engine.model import ModelError
+from engine.openapi import document
 from engine.page import page
 from engine.pipeline import Pipeline
 from engine.policy import parse
@@ -44,7 +46,7 @@ from engine.publish import outputs
 from engine.recovery import State, claim, sealed
 from engine.report import figures, history, look, readiness, standing_of, status
 from engine.seal import SealError
-from engine.server import as_json, serve
+from engine.server import Answer, as_json, serve
 from engine.settings import Settings, SettingsError, instant, load, token_for
 from engine.show import comparison_of, fitting, forgotten_of, freshness_of, graph_of, logs_of, summary_of, versions_of
 from engine.sink import SinkError, begin
@@ -220,7 +222,7 @@ def run(
             f"--process-id is {process_id}, but --addresses are {len(where)}; expected less, for they count from 0", 2
         )
     settings, out, mine = _claimed(
-        p, folder, out, state, given, bind, refresh, None, sink, held is None and not process_id
+        p, folder, out, state, given, bind, refresh, None, sink, held is None and not process_id, bool(where)
     )
     if settings.processes > 1 and not where:
         code = supervise(settings.processes, sys.argv[1:])
@@ -248,6 +250,7 @@ def _claimed(
     forget: list[str] | None = None,
     sinks: list[str] | None = None,
     alone: bool = True,
+    several: bool = False,
 ) -> tuple[Settings, Path, State]:
     """The settings of a run, where its outputs go, and the state, held for it unless another process holds it."""
     out, state = out or Path("out") / folder.resolve().name, state or Path("state") / folder.resolve().name
@@ -260,6 +263,7 @@ def _claimed(
         if p.prepare is not None and not bind:
             with errors.status(f"{p.name}: preparing the data"):
                 p.prepare(folder)
+        check_alone(p, settings, several)
         check_bindings(p, settings)
         check_lags(p, settings)
         if not alone:
@@ -317,15 +321,19 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
     server = None
     if settings.port:
         try:
+            token = token_for(settings)
+            openapi = orjson.dumps(document(live.graph, metadata.version("freshet"), MOST, bool(token)))
             server = serve(
                 settings.port,
                 {
                     "/metrics": exposition(lambda: (figures(live, live.now()), live.live)),
                     "/status.json": lambda: as_json(status(live, live.now())),
+                    "/openapi.json": lambda: Answer(200, openapi, "application/json"),
                 },
                 lambda: readiness(live),
                 settings.host,
-                token_for(settings),
+                token,
+                {"/views/": Views(live)},
             )
         except OSError as error:
             held.release()

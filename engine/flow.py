@@ -5,6 +5,7 @@
          (before the stage in which a deferred view begins, its changes are held until it is due; behind the one in
          which it ends, what comes out is settled)
       -> each model in turn
+      -> lookups, if there are any
       -> publish
 
 What travels is a `Batch`; every step adds its deltas to it. Steps that keep state are keyed steps of bytewax, so that
@@ -19,6 +20,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -42,9 +44,10 @@ from engine.graph import LATE, Graph, Hold, Model
 from engine.hold import Holding, Settling
 from engine.intake import Intake
 from engine.large import Large
+from engine.lookup import Lookups
 from engine.merge import Merge
 from engine.model import KeptModel, kept
-from engine.plan import Settle, Stage, due, rank, steps, watermark
+from engine.plan import Settle, Stage, due, rank, roots, steps, watermark
 from engine.publish import Publish
 from engine.recovery import State
 from engine.settings import Settings
@@ -108,6 +111,7 @@ class Run:
     costs: dict[str, Costs] = field(default_factory=dict)
     models: dict[str, KeptModel] = field(default_factory=dict)
     publish: Publish | None = None
+    lookups: Lookups | None = None
     states: list[Large] = field(default_factory=list)
     forget: Request | None = None
     found: Found | None = None
@@ -129,6 +133,16 @@ class Run:
                 raise
 
         return guarded
+
+    @cached_property
+    def made_of(self) -> dict[str, frozenset[str]]:
+        """By relation the sources that it is made of."""
+        return roots(self.graph)
+
+    @cached_property
+    def passed(self) -> dict[str, frozenset[str]]:
+        """By relation the deferred views that its changes pass, and the sources whose changes pass none."""
+        return roots(self.graph, held=True)
 
     @property
     def live(self) -> bool:
@@ -314,6 +328,8 @@ def build(run: Run) -> Dataflow:
     stream = bw.map("one", stream, lambda batch: ("all", batch))
     for model in run.graph.models.values():
         stream = _keyed(run, f"model-{model.name}", stream, _model(run, model))
+    if run.graph.lookups:
+        stream = _keyed(run, "lookup", stream, _lookup(run))
     stream = _keyed(run, "publish", stream, _publish(run))
     bw.output("end", stream, _Nothing())
     flow: Dataflow = stream.flow()
@@ -433,6 +449,20 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
         )
 
     return run.guard(f"model {model.name}", build_one)
+
+
+def _lookup(run: Run) -> Callable[[Any], _Keep]:
+    def build_one(kept: Any) -> _Keep:
+        large = run.saves("lookup")
+        run.lookups = mine = Lookups(run.graph, None if kept is None else large.load(kept))
+
+        def work(batch: Batch) -> list[Batch]:
+            mine(batch)
+            return [batch]
+
+        return _Keep(run.guard("lookup", work), run.guard("lookup: save", lambda: large.save(mine.snapshot())), large)
+
+    return run.guard("lookup", build_one)
 
 
 def topics(run: Run) -> Callable[[Any], Any] | None:

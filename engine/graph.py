@@ -22,6 +22,9 @@ from operators.operator import DefinitionError, Operator
 DELETED = "deleted"
 """The column by which a message says that its key is gone."""
 
+AS_OF = "as_of"
+"""What asks, in a lookup, for what was known at a time."""
+
 DEAD_LETTERS, LATE = EXTRA = "dead_letters", "late"
 """The outputs that every pipeline has beside its sinks."""
 
@@ -92,7 +95,8 @@ class Node:
 class View:
     """A named relation that the engine keeps. `Graph.refresh` says when it takes in changes.
 
-    declared: what is declared of its lag, beside the target lag that a policy may have.
+    declared: what is declared of its lag, beside the target lag that a policy may have. lookup: the columns by which
+    its rows can be looked up; none when they cannot.
     """
 
     name: str
@@ -100,6 +104,7 @@ class View:
     key: tuple[str, ...]
     refresh: Policy = IMMEDIATE
     declared: Bounds = NOTHING_DECLARED
+    lookup: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +211,12 @@ class Graph:
         found.update((held, found[given]) for h in self.holds.values() for held, given in h.inputs)
         return found
 
+    @property
+    def lookups(self) -> dict[str, View]:
+        """The views whose newest rows can be looked up; training sets, which have logs, are looked up there."""
+        logged = {m.training.name for m in self.models.values()}
+        return {v.name: v for v in self.views.values() if v.lookup and v.name not in logged}
+
     def definition(self) -> dict[str, str]:
         """A fingerprint for each part of the definition: what kept state belongs to."""
         parts: dict[str, Any] = {f"source {s.name}": s.definition for s in self.sources.values()}
@@ -219,6 +230,8 @@ class Graph:
             parts[f"refresh of view {h.view}"] = [h.refresh.definition, h.inputs]
         for m in self.models.values():
             parts[f"model {m.name}"] = [model_definition(m.spec), m.questions, m.answers, m.refresh.definition]
+        for v in self.lookups.values():
+            parts[f"lookup of {v.name}"] = v.lookup
         for s in self.sinks.values():
             parts[f"sink {s.name}"] = s.relations
         return {k: hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()[:16] for k, v in parts.items()}

@@ -21,14 +21,14 @@ from typing import Any, Literal
 import polars as pl
 
 from engine.freshness import Bounds
-from engine.graph import DELETED, Graph, Model, Node, Sink, Source, View
+from engine.graph import AS_OF, DELETED, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
 from operators.latest import latest
-from operators.operator import DefinitionError, Operator, as_names, known, microseconds
+from operators.operator import DefinitionError, Operator, as_names, fit_as_key, known, microseconds
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -62,6 +62,22 @@ def _bounds(
         if most <= least:
             raise DefinitionError(f"{what}: {b} is {duration(most)}, not more than {a}, which is {duration(least)}")
     return Bounds(found.get("target_lag"), found.get("warn_after"), found.get("error_after"))
+
+
+def _lookup(given: bool | str | Sequence[str], key: tuple[str, ...], schema: Schema, what: str) -> tuple[str, ...]:
+    """The columns by which rows can be looked up; none when they cannot."""
+    if given is False:
+        return ()
+    if given is True and not key:
+        raise DefinitionError(
+            f"{what} has lookup=True, but its rows have no key any more; keep the key columns, or name the columns by "
+            'which to look up, such as lookup="card"'
+        )
+    by = key if given is True else as_names(given, f"{what}: lookup")
+    fit_as_key(by, schema, f"{what}: lookup")
+    if AS_OF in by:
+        raise DefinitionError(f"{what}: lookup by a column {AS_OF!r}, which asks for a time there; rename it")
+    return by
 
 
 class Pipeline(Graph):
@@ -239,13 +255,15 @@ class Pipeline(Graph):
         target_lag: str | timedelta | None = None,
         warn_after: str | timedelta | None = None,
         error_after: str | timedelta | None = None,
+        lookup: bool | str | Sequence[str] = False,
     ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
         refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`, and how. target_lag:
         how far behind the present it is to be at most; how often it is, is measured (a policy with a `target_lag` says
         it already). warn_after, error_after: the lag past which somebody is to look, and past which it is not to be
-        trusted: `freshet freshness` fails.
+        trusted: `freshet freshness` fails. lookup: whether its newest row of each key is kept to be looked up over
+        HTTP: True for the key of the view, or the columns that are to be the key.
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -293,8 +311,9 @@ class Pipeline(Graph):
         key = tuple(relation.key)
         for step in steps:
             key = step.key(key)
+        key = key if all(k in schema for k in key) else ()
         declared = _bounds(what, policy, target_lag, warn_after, error_after)
-        view = View(name, schema, key if all(k in schema for k in key) else (), policy, declared)
+        view = View(name, schema, key, policy, declared, _lookup(lookup, key, schema, what))
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view
         self._hold()
@@ -318,6 +337,7 @@ class Pipeline(Graph):
         guards: Sequence[Guard] = (),
         warn_after: str | timedelta | None = None,
         error_after: str | timedelta | None = None,
+        lookup: bool | str | Sequence[str] = False,
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -329,7 +349,8 @@ class Pipeline(Graph):
         metric or a list of them. naive: also report what learning each label at once, before it was known, would have
         claimed. guards: rules before and after inference, such as `guard.clip("sane", 0, 600)`.
         warn_after, error_after: as of a view, for the time since the newest example became known that the model has
-        learnt.
+        learnt. lookup: whether the newest prediction of each key can be looked up over HTTP, and the training set as of
+        any time: True for the key, or some of its columns.
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -360,9 +381,10 @@ class Pipeline(Graph):
             naive=naive,
             guards=guards,
         )
-        predictions = View(f"{name}.predictions", prediction_schema(spec), keys)
+        by = _lookup(lookup, keys, {k: questions.schema[k] for k in keys}, what)
+        predictions = View(f"{name}.predictions", prediction_schema(spec), keys, lookup=by)
         check_model(spec, policy)
-        training = View(f"{name}.training", training_schema(spec), keys)
+        training = View(f"{name}.training", training_schema(spec), keys, lookup=by)
         declared = _bounds(what, policy, None, warn_after, error_after)
         made = Model(name, spec, questions.name, reply_name, policy, predictions, training, declared)
         self.models[name] = made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from engine.freshness import Bounds, Freshness, OnTime, Standing, contained, fre
 from engine.graph import Graph, Model
 from engine.log import scan
 from engine.logs import SILENT
-from engine.plan import bounds, roots
+from engine.lookup import Version
+from engine.plan import bounds
+from engine.publish import Publish
 from engine.seal import Seal
 from engine.versions import Versions, taken_back
 from operators.delta import BEGINNING
@@ -42,18 +45,21 @@ def standings(run: Run, now: int | None) -> dict[str, Standing]:
     return found
 
 
-def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
-    """How fresh each view is. now: the present in microseconds; None in a replay, whose clock is the data."""
-    merge, publish = run.merge, run.publish
-    if merge is None and publish is None:
+def freshness_of(
+    run: Run, now: int | None, taken: Publish | Version | None = None, views: Collection[str] | None = None
+) -> dict[str, Freshness]:
+    """How fresh each view is. now: the present in microseconds; None in a replay, whose clock is the data.
+
+    taken: what they contain (default: what is published). views: only these.
+    """
+    merge, taken = run.merge, taken or run.publish
+    if merge is None and taken is None:
         return {}
-    made_of = roots(run.graph)
-    reached = (
-        publish.contained if publish is not None and publish.contained else dict.fromkeys(run.graph.sources, BEGINNING)
-    )
-    applied = publish.read if publish is not None else {}
+    made_of, passed = run.made_of, run.passed
+    reached = taken.contained if taken is not None and taken.contained else dict.fromkeys(run.graph.sources, BEGINNING)
+    applied = taken.read if taken is not None else {}
     read, marks = (merge.read, merge.watermark) if merge is not None else (applied, reached)
-    passed, held = roots(run.graph, held=True), publish.held if publish is not None else {}
+    held = taken.held if taken is not None else {}
     idle = {name for name, how in standings(run, now).items() if how == "idle"}
     since = (merge.since if merge is not None else None) or 0
     found: dict[str, Freshness] = {}
@@ -61,7 +67,7 @@ def freshness_of(run: Run, now: int | None) -> dict[str, Freshness]:
     def contains(name: str) -> dict[str, int]:
         return contained(made_of[name], passed[name], reached, held)
 
-    for name in run.graph.views:
+    for name in run.graph.views if views is None else views:
         mine = made_of[name]
         node = run.graph.nodes.get(name)
         given = _inputs(run.graph, name) if node is not None else []
@@ -95,7 +101,7 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             total = sizes.setdefault(name, [0, 0])
             total[0] += keys
             total[1] += held
-    fresh, declared, made_of = freshness_of(run, now), bounds(graph), roots(graph)
+    fresh, declared, made_of = freshness_of(run, now), bounds(graph), run.made_of
     views = {}
     for name in graph.views:
         inserted, retracted = publish.rows[name] if publish is not None else (0, 0)

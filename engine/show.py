@@ -35,7 +35,8 @@ def graph_of(graph: Graph) -> RenderableType:
     for view in graph.views.values():
         if view.name not in graph.declared:
             continue
-        branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}, refresh {view.refresh}"))
+        by = f", looked up by {', '.join(view.lookup)}" if view.lookup else ""
+        branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}, refresh {view.refresh}{by}"))
         steps = [n for n in graph.declared.values() if n.view == view.name]
         for node in sorted(steps, key=lambda n: (n.name == view.name, n.name)):
             branch.add(Text(f"{node.operator.name} <- {', '.join(node.inputs)}"))

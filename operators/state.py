@@ -89,6 +89,11 @@ class Slots:
         """The slot of each key; new keys get one."""
         return np.fromiter(map(self._numbers.__getitem__, keys), np.int64, len(keys))
 
+    def known(self, keys: Sequence[Any]) -> Ints:
+        """The slot of each key, -1 for those that have none; none is given out."""
+        slot_of = self._numbers.get
+        return np.fromiter((slot_of(k, -1) for k in keys), np.int64, len(keys))
+
     def keys(self, slots: Iterable[int]) -> list[Any]:
         """The key at each slot."""
         return [self._numbers.keys_at[s] for s in slots]

@@ -16,7 +16,7 @@ import pytest
 
 from engine import server as served_by
 from engine.metrics import exposition
-from engine.server import serve
+from engine.server import Answer, Asked, serve
 from engine.settings import Settings, SettingsError, load, token_for
 from tests.flow.running import cards, freshet, project
 
@@ -174,6 +174,80 @@ def test_slow_clients_take_a_bounded_number_of_places(served: Served, monkeypatc
     finally:
         for s in idle:
             s.close()
+
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def test_a_connection_is_kept_for_a_few_seconds(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_by, "_IDLE", 0.3)
+    server = served(ready=True)
+    began = time.monotonic()
+    two = raw(server, GET + b"\r\n" + GET + b"\r\n" + GET[:20], GET[20:], b"\r\n", pause=0.1)
+    assert two.count(b"HTTP/1.1 200") == 3, "also when they come at once, or in parts"
+    assert b"Connection" not in two
+    assert 0.3 < time.monotonic() - began < 4
+    assert raw(server, GET + b"Connection: close\r\n\r\n" + GET + b"\r\n").count(b"HTTP/1.1 200") == 1
+    old = raw(server, GET.replace(b"1.1", b"1.0") + b"Connection: keep-alive\r\n\r\n" + GET + b"\r\n")
+    assert old.count(b"HTTP/1.1 200") == 1
+    assert b"Connection: close" in old
+
+
+def test_what_follows_a_request_with_a_body_is_no_request(served: Served) -> None:
+    server = served(ready=True)
+    inner = GET + b"\r\n"
+    for header in (b"Content-Length: %d" % len(inner), b"Transfer-Encoding: chunked", b"Content-Length: x"):
+        assert raw(server, GET + header + b"\r\n\r\n" + inner).count(b"HTTP/1.1") == 1
+    posted = b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(inner)
+    assert raw(server, posted + inner).count(b"HTTP/1.1") == 1
+
+
+def test_connections_that_stay_keep_nobody_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_by, "_IDLE", 20.0)
+    server = served(ready=True)
+    kept = []
+    try:
+        for i in range(70):
+            s = socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=5)
+            kept.append(s)
+            s.sendall(GET + b"\r\n")
+            assert (b"Connection: close" in s.recv(65536)) == (i >= 64), "only so many are kept"
+        assert get(server, "/metrics")[0] == 200
+    finally:
+        for s in kept:
+            s.close()
+
+
+def test_who_brings_no_token_is_not_kept(served: Served) -> None:
+    server = served("0.0.0.0", TOKEN, ready=True)
+    assert raw(server, GET + b"\r\n" + GET + b"\r\n").count(b"HTTP/1.1 200") == 1
+
+
+def test_a_body_is_taken_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_by, "_SECONDS", 0.4)
+    monkeypatch.setattr(served_by, "_IDLE", 0.3)
+    asked: list[Asked] = []
+
+    def answer(one: Asked) -> Answer:
+        asked.append(one)
+        return Answer(200, b"%d" % len(one.body or b""))
+
+    server = serve(0, {}, lambda: (True, TOLD), below={"/views/": answer})
+    head = b"POST /views/a%2Fb?c=d HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+    try:
+        assert raw(server, head + b"\r\nab", b"cde" + head + b"\r\n12345", pause=0.1).count(b"HTTP/1.1 200") == 2
+        assert asked == [Asked("/views/a%2Fb", "c=d", b"abcde"), Asked("/views/a%2Fb", "c=d", b"12345")]
+        assert raw(server, head + b"Expect: 100-continue\r\n\r\n", b"abcde", pause=0.1).startswith(
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200"
+        )
+        began = time.monotonic()
+        assert raw(server, head + b"\r\nabc") == b"", "a body that does not come"
+        assert raw(server, head + b"\r\n", *[b"a"] * 4, pause=0.15) == b"", "or comes slowly"
+        assert time.monotonic() - began < 4
+        assert len(asked) == 3
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_the_token_comes_from_the_environment_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
