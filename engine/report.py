@@ -17,6 +17,7 @@ from engine.plan import roots
 from engine.seal import Seal
 from engine.versions import Versions, taken_back
 from operators.delta import BEGINNING
+from operators.operator import microseconds
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -78,6 +79,7 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             total = sizes.setdefault(name, [0, 0])
             total[0] += keys
             total[1] += held
+    left = merge.left() if merge else {}
     fresh = freshness_of(run, now)
     views = {}
     for name in graph.views:
@@ -107,12 +109,31 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
                 "skipped": counts["skipped"][name],
                 "watermark": instant(marks.get(name)),
                 "idle": idle.get(name, False),
+                "left": left.get(name, {}),
             }
             for name in graph.sources
         },
         "views": views,
         "steps": {name: {"keys": keys, "bytes": held} for name, (keys, held) in sizes.items()},
         "models": {name: m.figures() for name, m in run.models.items()},
+        "worker": worker(run),
+    }
+
+
+def worker(run: Run) -> dict[str, Any]:
+    """How a process works: what it waits for, what its steps took, when it saved its state."""
+    kept = run.checkpoints
+    return {
+        "batches_in_flight": run.in_flight,
+        "brokers_silent_seconds": run.silent,
+        "unanswered_messages": run.unanswered,
+        "steps": {name: {"calls": n, "seconds": took} for name, (n, took) in run.timing.steps().items()},
+        "checkpoints": {
+            "epoch_seconds": microseconds(run.settings.epoch, "epoch") / 1e6,
+            "count": kept.count,
+            "at": kept.at,
+            "seconds": kept.seconds,
+        },
     }
 
 

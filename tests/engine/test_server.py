@@ -22,10 +22,18 @@ from tests.flow.running import cards, freshet, project
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 FIGURES: dict[str, Any] = {
-    "sources": {"orders": {"changes": 3, "late": 0, "dead_letters": 0, "idle": False, "watermark": None}},
+    "pipeline": "shop",
+    "sources": {"orders": {"changes": 3, "late": 0, "dead_letters": 0, "idle": False, "watermark": None, "left": {}}},
     "views": {},
     "steps": {},
     "models": {},
+    "worker": {
+        "batches_in_flight": 0,
+        "brokers_silent_seconds": 0.0,
+        "unanswered_messages": 0,
+        "steps": {},
+        "checkpoints": {"epoch_seconds": 2.0, "count": 0, "at": None, "seconds": 0.0},
+    },
 }
 TOLD = {"pipeline": "shop", "ready": False, "phase": "backfill", "brokers": "silent for 9 s"}
 
