@@ -68,11 +68,11 @@ class Prometheus:
         return {a["labels"]["alertname"]: a["annotations"] for a in alerts if a["state"] == "firing"}
 
 
-def until(reached: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait until something is so."""
+def until(reached: Callable[[], bool], told: Callable[[], str], seconds: float = 60) -> None:
+    """Wait until something is so. told: what to say when it is not."""
     deadline = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < deadline, f"after {seconds} s: {what}"
+        assert time.monotonic() < deadline, f"after {seconds} s: {told()}"
         time.sleep(0.2)
 
 
@@ -111,7 +111,7 @@ def scraping(folder: Path, target: str, token: str) -> Iterator[Prometheus]:
         )
     server = Prometheus(f"http://127.0.0.1:{port}", process)
     try:
-        until(lambda: process.poll() is None and _is_ready(server), (folder / "log").read_text())
+        until(lambda: process.poll() is None and _is_ready(server), (folder / "log").read_text)
         yield server
     finally:
         process.terminate()
