@@ -203,7 +203,8 @@ def _working(worker: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], flo
     for step, spent in worker["steps"].items():
         yield "freshet_step_calls", (step,), spent["calls"]
         yield "freshet_step_seconds", (step,), spent["seconds"]
-    saved = worker["checkpoints"]
+    if (saved := worker["checkpoints"]) is None:
+        return
     yield "freshet_checkpoint_interval_seconds", (), saved["epoch_seconds"]
     yield "freshet_checkpoints", (), saved["count"]
     if saved["at"] is not None:

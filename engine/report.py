@@ -121,19 +121,20 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
 
 
 def worker(run: Run) -> dict[str, Any]:
-    """How a process works: what it waits for, what its steps took, when it saved its state."""
+    """How a process works: what it waits for, what its steps took, when state was saved (by the one that reads)."""
     kept = run.checkpoints
+    saved = {
+        "epoch_seconds": microseconds(run.settings.epoch, "epoch") / 1e6,
+        "count": kept.count,
+        "at": kept.at,
+        "seconds": kept.seconds,
+    }
     return {
         "batches_in_flight": run.in_flight,
         "brokers_silent_seconds": run.silent,
         "unanswered_messages": run.unanswered,
         "steps": {name: {"calls": n, "seconds": took} for name, (n, took) in run.timing.steps().items()},
-        "checkpoints": {
-            "epoch_seconds": microseconds(run.settings.epoch, "epoch") / 1e6,
-            "count": kept.count,
-            "at": kept.at,
-            "seconds": kept.seconds,
-        },
+        "checkpoints": None if run.merge is None else saved,
     }
 
 
