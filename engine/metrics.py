@@ -1,7 +1,8 @@
 """The figures of a run as Prometheus metrics.
 
-Times are exported as timestamps beside every lag, so that a dashboard computes `time() - x` and a dead worker looks
-stale, not frozen. Labels are names of sources, views and models, never data.
+Times are exported as timestamps beside every lag, so that a dashboard computes `time() - last_over_time(x[1h])` and a
+dead worker looks stale: Prometheus forgets the series of what it cannot scrape. Labels are names of sources, views
+and models, never data.
 """
 
 from __future__ import annotations
