@@ -57,6 +57,40 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "freshet_view_phase": ("gauge", ("view", "phase"), "1 for the present phase: backfill or live."),
     "freshet_step_keys": ("gauge", ("step",), "Keys held by an operator."),
     "freshet_step_state_bytes": ("gauge", ("step",), "Bytes of state held by an operator."),
+    "freshet_source_waiting_rows": (
+        "gauge",
+        ("source",),
+        "Rows that were read and wait for their turn, because other sources are behind.",
+    ),
+    "freshet_source_unread_bytes": ("gauge", ("source",), "Bytes of its files behind what was handed on."),
+    "freshet_consumer_lag_records": ("gauge", ("source",), "Offsets of its topics behind what was handed on."),
+    "freshet_source_fetched_bytes": ("gauge", ("source",), "Bytes of its topics that were fetched and not read yet."),
+    "freshet_batches_in_flight": (
+        "gauge",
+        (),
+        "Batches that were read and are not published; at 200 nothing more is read.",
+    ),
+    "freshet_step_calls": ("counter", ("step",), "How often a step was given something to do."),
+    "freshet_step_seconds": (
+        "counter",
+        ("step",),
+        "Seconds that a step of the dataflow took; saving its state counts apart.",
+    ),
+    "freshet_checkpoints": ("counter", (), "States saved that are known to be complete."),
+    "freshet_checkpoint_interval_seconds": ("gauge", (), "How often state is to be saved: the setting epoch."),
+    "freshet_checkpoint_duration_seconds": (
+        "gauge",
+        (),
+        "Seconds that the steps took to save the newest state that is known to be complete.",
+    ),
+    "freshet_checkpoint_last_success_timestamp_seconds": (
+        "gauge",
+        (),
+        "When the newest state that is known to be complete was saved; that is known once the next is being saved.",
+    ),
+    "freshet_messages_unanswered": ("gauge", (), "Messages that were sent to topics and are not acknowledged."),
+    "freshet_broker_silent_seconds": ("gauge", (), "Seconds for which brokers that were asked have not answered."),
+    "freshet_build_info": ("gauge", ("pipeline", "version", "python"), "1; what runs here."),
     "freshet_model_questions": ("counter", ("model",), "Questions asked."),
     "freshet_model_answers": ("counter", ("model",), "Answers received."),
     "freshet_labels_pending": ("gauge", ("model",), "Questions that wait for their answer."),
@@ -96,40 +130,6 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("model", "guard", "action"),
         "Predictions on which a guard acted; void: on which it had no value to give.",
     ),
-    "freshet_source_waiting_rows": (
-        "gauge",
-        ("source",),
-        "Rows that were read and wait for their turn, because other sources are behind.",
-    ),
-    "freshet_source_unread_bytes": ("gauge", ("source",), "Bytes of its files behind what was handed on."),
-    "freshet_consumer_lag_records": ("gauge", ("source",), "Offsets of its topics behind what was handed on."),
-    "freshet_source_fetched_bytes": ("gauge", ("source",), "Bytes of its topics that were fetched and not read yet."),
-    "freshet_batches_in_flight": (
-        "gauge",
-        (),
-        "Batches that were read and are not published; at 200 nothing more is read.",
-    ),
-    "freshet_step_calls": ("counter", ("step",), "How often a step was given something to do."),
-    "freshet_step_seconds": (
-        "counter",
-        ("step",),
-        "Seconds that a step of the dataflow took; saving its state counts apart.",
-    ),
-    "freshet_checkpoints": ("counter", (), "States saved that are known to be complete."),
-    "freshet_checkpoint_interval_seconds": ("gauge", (), "How often state is to be saved: the setting epoch."),
-    "freshet_checkpoint_duration_seconds": (
-        "gauge",
-        (),
-        "Seconds that the steps took to save the newest state that is known to be complete.",
-    ),
-    "freshet_checkpoint_last_success_timestamp_seconds": (
-        "gauge",
-        (),
-        "When the newest state that is known to be complete was saved; that is known once the next is being saved.",
-    ),
-    "freshet_messages_unanswered": ("gauge", (), "Messages that were sent to topics and are not acknowledged."),
-    "freshet_broker_silent_seconds": ("gauge", (), "Seconds for which brokers that were asked have not answered."),
-    "freshet_build_info": ("gauge", ("pipeline", "version", "python"), "1; what runs here."),
 }
 """Every metric: its type, labels and meaning; counters are exported with the suffix `_total`."""
 
@@ -169,6 +169,8 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
     for name, s in figures["steps"].items():
         yield "freshet_step_keys", (name,), s["keys"]
         yield "freshet_step_state_bytes", (name,), s["bytes"]
+    yield from _working(figures["worker"])
+    yield "freshet_build_info", (figures["pipeline"], metadata.version("freshet"), platform.python_version()), 1.0
     for name, m in figures["models"].items():
         yield "freshet_model_questions", (name,), m["questions"]
         yield "freshet_model_answers", (name,), m["answers"]
@@ -182,9 +184,6 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[tuple[str, tuple[st
         if "held" in m:
             yield "freshet_model_examples_held", (name,), m["held"]
             yield "freshet_model_fewer_neighbours", (name,), m["fewer"]
-
-    yield from _working(figures["worker"])
-    yield "freshet_build_info", (figures["pipeline"], metadata.version("freshet"), platform.python_version()), 1.0
 
 
 LEFT = {

@@ -113,10 +113,10 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             }
             for name in graph.sources
         },
+        "worker": worker(run),
         "views": views,
         "steps": {name: {"keys": keys, "bytes": held} for name, (keys, held) in sizes.items()},
         "models": {name: m.figures() for name, m in run.models.items()},
-        "worker": worker(run),
     }
 
 
