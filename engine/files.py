@@ -43,6 +43,10 @@ class File:
     def total(self) -> int:
         return self._lines.total
 
+    def left(self, position: int) -> dict[str, int]:
+        """The `bytes` of the file behind a position; of a compressed file those that were not read yet."""
+        return {"bytes": self._lines.size_left(position)}
+
     def read(self) -> Chunk | None:
         records, offsets = self._lines.read(_BLOCK)
         return chunk(self._decoder.decode(records), offsets, records) if len(records) else None

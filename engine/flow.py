@@ -23,7 +23,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from threading import Event
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import bytewax.operators as bw
@@ -52,6 +52,7 @@ from engine.publish import Publish
 from engine.recovery import State
 from engine.settings import Settings
 from engine.store import READ
+from engine.timing import Checkpoints, Timing
 from engine.view import Gather, Part, Shard, Split
 from operators.delta import concat
 from operators.operator import microseconds
@@ -113,6 +114,8 @@ class Run:
     publish: Publish | None = None
     lookups: Lookups | None = None
     states: list[Large] = field(default_factory=list)
+    timing: Timing = field(default_factory=lambda: Timing(perf_counter))
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     forget: Request | None = None
     found: Found | None = None
     share: float = 0.0
@@ -144,6 +147,14 @@ class Run:
         """By relation the deferred views that its changes pass, and the sources whose changes pass none."""
         return roots(self.graph, held=True)
 
+    def measured(self, step: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, guarded, and what it takes is noted."""
+        return self.timing.measured(step, self.guard(step, call))
+
+    def saving(self, step: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, which saves the state of a step: guarded, and what it takes is noted."""
+        return self.timing.saving(step, self.guard(f"{step}: save", call))
+
     @property
     def live(self) -> bool:
         """Whether it follows, and has once caught up with all there was."""
@@ -155,6 +166,17 @@ class Run:
         reading = 0.0 if self.inputs is None else self.inputs.silent
         topics = None if self.publish is None else self.publish.topics
         return max(reading, 0.0 if topics is None else topics.silent)
+
+    @property
+    def unanswered(self) -> int:
+        """Messages to topics that were sent and are not acknowledged."""
+        topics = None if self.publish is None else self.publish.topics
+        return 0 if topics is None else topics.unanswered
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that were read and are not published; 0 in a process that does not read."""
+        return 0 if self.merge is None else max(0, self.merge.number - self.published.get())
 
     @property
     def large(self) -> Path:
@@ -179,6 +201,7 @@ class Run:
                 recovery_config=RecoveryConfig(self.state.recovery, None),  # type: ignore[no-untyped-call]
             )
             self.state.saved()
+            self.checkpoints.end(self.timing.saved)
             if self.inputs is not None and self.merge is not None:
                 self.inputs.commit(self.merge.saved())
         except BaseException as error:  # bytewax also raises panics, which are no Exceptions
@@ -221,7 +244,8 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             self._intake,
         )
         self._intake.begin(self._inputs.of_topics(self._merge.beginnings()))
-        self._next = run.guard("reading", self._merge.next)
+        self._next = run.measured("reading", self._merge.next)
+        self._save = run.saving("reading", self._saved_state)
         self._find: Callable[[Request], list[Batch]] = run.guard("searching for what is to be forgotten", self._forget)
         run.published.set(self._merge.number)
 
@@ -257,6 +281,10 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
     def snapshot(self) -> Any:
         if self._saved:
             self._run.state.saved()  # the epoch before is complete
+        self._run.checkpoints.begin(time(), self._run.timing.saved)
+        return self._save()
+
+    def _saved_state(self) -> Any:
         self._saved, self._large.batch = True, self._merge.number
         self._intake.save(self._merge.number)
         self._inputs.commit(self._merge.saved())
@@ -363,8 +391,8 @@ def _kept(run: Run, what: str, name: str, make: Callable[[], Holding | Settling]
         if kept is not None:
             mine.restore(large.load(kept))
         return _Keep(
-            run.guard(what, lambda batch: [mine(batch)]),
-            run.guard(what, lambda: large.save(mine.snapshot())),
+            run.measured(what, lambda batch: [mine(batch)]),
+            run.saving(what, lambda: large.save(mine.snapshot())),
             large,
         )
 
@@ -375,12 +403,12 @@ def _kept(run: Run, what: str, name: str, make: Callable[[], Holding | Settling]
 
 def _stage(run: Run, stage: Stage, stream: Any) -> Any:
     if not stage.split:
-        return bw.map(stage.name, stream, run.guard(stage.name, Shard(run.graph, stage, perf_counter).whole))
+        return bw.map(stage.name, stream, run.guard(_named(stage), Shard(run.graph, stage, run.timing).whole))
 
-    split = run.guard(f"{stage.name}: split", Split(stage, run.settings.shards))
+    split = run.measured(f"{stage.name}: split", Split(stage, run.settings.shards))
 
     def shard(kept: Any) -> _Keep:
-        mine, large = Shard(run.graph, stage, perf_counter), run.saves(f"{stage.name}-shard")
+        mine, large = Shard(run.graph, stage, run.timing), run.saves(f"{stage.name}-shard")
         if kept is not None:
             mine.restore(large.load(kept))
         run.shards.append(mine)
@@ -391,7 +419,7 @@ def _stage(run: Run, stage: Stage, stream: Any) -> Any:
 
         return _Keep(
             run.guard(_named(stage), work),
-            run.guard(f"{stage.name}: save", lambda: large.save(mine.snapshot())),
+            run.saving(stage.name, lambda: large.save(mine.snapshot())),
             large,
         )
 
@@ -402,7 +430,7 @@ def _stage(run: Run, stage: Stage, stream: Any) -> Any:
         def save() -> bytes:
             return large.save(mine.snapshot(), {f"{stage.name}-shard.{s}": n for s, n in mine.shards.items()})
 
-        return _Keep(run.guard(f"{stage.name}: gather", mine), run.guard(f"{stage.name}: gather", save), large)
+        return _Keep(run.measured(f"{stage.name}: gather", mine), run.saving(f"{stage.name}: gather", save), large)
 
     parts = bw.flat_map(f"{stage.name}-split", stream, lambda batch: [(str(s), part) for s, part in split(batch)])
     done = bw.stateful_batch(f"{stage.name}-shard", parts, run.guard(_named(stage), shard))
@@ -443,8 +471,8 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
             return [batch]
 
         return _Keep(
-            run.guard(f"model {model.name}", work),
-            run.guard(f"model {model.name}: save", lambda: large.save(mine.snapshot())),
+            run.measured(f"model {model.name}", work),
+            run.saving(f"model {model.name}", lambda: large.save(mine.snapshot())),
             large,
         )
 
@@ -487,6 +515,6 @@ def _publish(run: Run) -> Callable[[Any], _Keep]:
             run.published.set(batch.number)
             return []
 
-        return _Keep(run.guard("publish", work), run.guard("publish: save", lambda: large.save(mine.snapshot())), large)
+        return _Keep(run.measured("publish", work), run.saving("publish", lambda: large.save(mine.snapshot())), large)
 
     return run.guard("publish", build_one)

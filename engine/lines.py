@@ -89,9 +89,10 @@ class Lines:
         """The size of the file in bytes, compressed if it is."""
         return os.fstat(self._file.fileno()).st_size
 
-    def size_left(self) -> int:
-        """How many bytes of the file are unread, compressed if it is; about."""
-        return max(0, self.total - (self.position if self._unzip is None else self._read))
+    def size_left(self, position: int | None = None) -> int:
+        """How many bytes of the file are unread, or behind a position; if it is compressed those unread, about."""
+        reached = self.position if position is None else position
+        return max(0, self.total - (reached if self._unzip is None else self._read))
 
     @property
     def ended(self) -> bool:

@@ -95,6 +95,9 @@ class Partition(Protocol):
     def read(self) -> Chunk | None:
         """The next rows; None when nothing more is there now, or has not arrived yet."""
 
+    def left(self, position: int) -> dict[str, int]:
+        """How much there is behind a position, as far as known, by what it is counted in."""
+
     def identity(self) -> Any:
         """What a resumed run compares to be sure that it reads the same thing; None when it cannot tell."""
 
@@ -314,6 +317,16 @@ class Merge:
         """The share of the bytes there are that has been read."""
         total = sum(f.partition.total for f in self.feeds)
         return sum(f.partition.done for f in self.feeds) / total if total else 1.0
+
+    def left(self) -> dict[str, dict[str, int]]:
+        """For each source how many `rows` were read and wait for their turn, and what there is behind what was handed
+        out, by what it is counted in: see `Partition.left`."""
+        left = {s.name: {"rows": 0} for s in self.sources}
+        for feed in self.feeds:
+            mine = left[feed.source.name]
+            for what, n in {"rows": len(feed), **feed.partition.left(feed.position)}.items():
+                mine[what] = mine.get(what, 0) + n
+        return left
 
     def counts(self, what: str) -> dict[str, int]:
         """For each source how many "late" changes, "dead" letters or "skipped" records there were."""

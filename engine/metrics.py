@@ -1,17 +1,20 @@
 """The figures of a run as Prometheus metrics.
 
-Times are exported as timestamps beside every lag, so that a dashboard computes `time() - x` and a dead worker looks
-stale, not frozen. Labels are names of sources, views and models, never data.
+Times are exported as timestamps beside every lag, so that a dashboard computes `time() - last_over_time(x[1h])` and a
+dead worker looks stale: Prometheus forgets the series of what it cannot scrape. Labels are names of sources, views
+and models, never data.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from importlib import metadata
 from itertools import accumulate
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -87,6 +90,40 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "freshet_view_phase": ("gauge", ("view", "phase"), "1 for the present phase: backfill or live."),
     "freshet_step_keys": ("gauge", ("step",), "Keys held by an operator."),
     "freshet_step_state_bytes": ("gauge", ("step",), "Bytes of state held by an operator."),
+    "freshet_source_waiting_rows": (
+        "gauge",
+        ("source",),
+        "Rows that were read and wait for their turn, because other sources are behind.",
+    ),
+    "freshet_source_unread_bytes": ("gauge", ("source",), "Bytes of its files behind what was handed on."),
+    "freshet_consumer_lag_records": ("gauge", ("source",), "Offsets of its topics behind what was handed on."),
+    "freshet_source_fetched_bytes": ("gauge", ("source",), "Bytes of its topics that were fetched and not read yet."),
+    "freshet_batches_in_flight": (
+        "gauge",
+        (),
+        "Batches that were read and are not published; at 200 nothing more is read.",
+    ),
+    "freshet_step_calls": ("counter", ("step",), "How often a step was given something to do."),
+    "freshet_step_seconds": (
+        "counter",
+        ("step",),
+        "Seconds that a step of the dataflow took; saving its state counts apart.",
+    ),
+    "freshet_checkpoints": ("counter", (), "States saved that are known to be complete."),
+    "freshet_checkpoint_interval_seconds": ("gauge", (), "How often state is to be saved: the setting epoch."),
+    "freshet_checkpoint_duration_seconds": (
+        "gauge",
+        (),
+        "Seconds that the steps took to save the newest state that is known to be complete.",
+    ),
+    "freshet_checkpoint_last_success_timestamp_seconds": (
+        "gauge",
+        (),
+        "When the newest state that is known to be complete was saved; that is known once the next is being saved.",
+    ),
+    "freshet_messages_unanswered": ("gauge", (), "Messages that were sent to topics and are not acknowledged."),
+    "freshet_broker_silent_seconds": ("gauge", (), "Seconds for which brokers that were asked have not answered."),
+    "freshet_build_info": ("gauge", ("pipeline", "version", "python"), "1; what runs here."),
     "freshet_model_questions": ("counter", ("model",), "Questions asked."),
     "freshet_model_answers": ("counter", ("model",), "Answers received."),
     "freshet_labels_pending": ("gauge", ("model",), "Questions that wait for their answer."),
@@ -155,6 +192,8 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[Sample]:
         yield "freshet_late", (name,), s["late"]
         yield "freshet_dead_letters", (name,), s["dead_letters"]
         yield "freshet_source_idle", (name,), float(s["idle"])
+        for what, n in s["left"].items():
+            yield LEFT[what], (name,), n
         if s["watermark"]:
             yield "freshet_source_watermark_timestamp_seconds", (name,), _seconds(s["watermark"])
         for standing in get_args(Standing):
@@ -187,6 +226,8 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[Sample]:
     for name, s in figures["steps"].items():
         yield "freshet_step_keys", (name,), s["keys"]
         yield "freshet_step_state_bytes", (name,), s["bytes"]
+    yield from _working(figures["worker"])
+    yield "freshet_build_info", (figures["pipeline"], metadata.version("freshet"), platform.python_version()), 1.0
     for name, m in figures["models"].items():
         yield "freshet_model_questions", (name,), m["questions"]
         yield "freshet_model_answers", (name,), m["answers"]
@@ -217,6 +258,32 @@ def _judged(name: str, told: dict[str, Any]) -> Iterator[Sample]:
             yield f"freshet_view_{what}_seconds", (name,), told[f"{what}_seconds"]
     for state in get_args(State):
         yield "freshet_view_state", (name, state), float(told["state"] == state)
+
+
+LEFT = {
+    "rows": "freshet_source_waiting_rows",
+    "bytes": "freshet_source_unread_bytes",
+    "records": "freshet_consumer_lag_records",
+    "fetched": "freshet_source_fetched_bytes",
+}
+"""By what is counted the metric of how much is left to be read of a source."""
+
+
+def _working(worker: dict[str, Any]) -> Iterator[Sample]:
+    """The values of a process."""
+    yield "freshet_batches_in_flight", (), worker["batches_in_flight"]
+    yield "freshet_broker_silent_seconds", (), worker["brokers_silent_seconds"]
+    yield "freshet_messages_unanswered", (), worker["unanswered_messages"]
+    for step, spent in worker["steps"].items():
+        yield "freshet_step_calls", (step,), spent["calls"]
+        yield "freshet_step_seconds", (step,), spent["seconds"]
+    if (saved := worker["checkpoints"]) is None:
+        return
+    yield "freshet_checkpoint_interval_seconds", (), saved["epoch_seconds"]
+    yield "freshet_checkpoints", (), saved["count"]
+    if saved["at"] is not None:
+        yield "freshet_checkpoint_duration_seconds", (), saved["seconds"]
+        yield "freshet_checkpoint_last_success_timestamp_seconds", (), saved["at"]
 
 
 def _refitted(name: str, m: dict[str, Any]) -> Iterator[Sample]:
@@ -257,4 +324,34 @@ def exposition(look: Callable[[], tuple[dict[str, Any], bool]]) -> Callable[[], 
     """What answers `/metrics`. look: gives the figures and whether the run is live."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(look))
+    ProcessCollector(registry=registry)
     return lambda: Answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
+
+
+def _of_the_process() -> dict[str, tuple[str, tuple[str, ...], str]]:
+    """The metrics that the client library has of a process, as in `METRICS`; none where there is no /proc."""
+    found = ProcessCollector(registry=None).collect()
+    return {m.name: (m.type, (), m.documentation) for m in found}
+
+
+def reference() -> str:
+    """Every metric in a table, as Markdown: what docs/metrics.md is."""
+    lines = [
+        "# Metrics",
+        "",
+        "What `/metrics` of a worker exports; made by `python -m engine.metrics > docs/metrics.md`, from the code.",
+        "",
+        "Labels are names of sources, views, models and steps, never data. Times are seconds since 1970, and all else",
+        "is in base units. A counter begins at 0 with the process or, if it is part of the state, goes on from there.",
+        "",
+        "| metric | type | labels | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, (kind, labels, text) in {**METRICS, **_of_the_process()}.items():
+        full = name + ("_total" if kind == "counter" else "")
+        lines.append(f"| `{full}` | {kind} | {', '.join(labels)} | {text} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(reference())

@@ -346,6 +346,11 @@ class Outbox:
         """Seconds for which messages have been waiting for an answer."""
         return monotonic() - self._heard if self._sent else 0.0
 
+    @property
+    def unanswered(self) -> int:
+        """Messages that were sent and are not acknowledged."""
+        return self._unanswered
+
     def flush(self, number: int) -> Any:
         """Make all that was sent up to this batch durable, and with transactions visible; returns the state."""
         self._surely(lambda: self._commit(number))

@@ -39,6 +39,10 @@ class TopicSinks(Protocol):
     def silent(self) -> float:
         """Seconds for which messages have been waiting for an answer."""
 
+    @property
+    def unanswered(self) -> int:
+        """Messages that were sent and are not acknowledged."""
+
     def flush(self, number: int) -> Any:
         """Make all messages up to this batch durable; returns what is to be saved."""
 

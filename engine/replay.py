@@ -17,6 +17,7 @@ from engine.merge import Chunk, Merge, Partition
 from engine.model import kept as kept_model
 from engine.plan import Settle, Stage, due, rank, steps, watermark
 from engine.scan import Records
+from engine.timing import Timing
 from engine.view import Shard
 from operators.delta import AT, BOOL, NULL, POS, Delta, accumulate, to_array
 from operators.operator import DefinitionError, known
@@ -51,6 +52,9 @@ class FramePartition:
         at = columns[self._at] if self._at else np.full(self.total, NULL)
         return Chunk(columns, self._deleted, at, np.arange(self.total), Records.of([b""] * self.total))
 
+    def left(self, position: int) -> dict[str, int]:
+        return {"records": self.total - position}
+
     def identity(self) -> Any:
         return None
 
@@ -71,7 +75,7 @@ def batches(graph: Graph, merge: Merge) -> Iterator[Batch]:
 
     def kept_by(step: Hold | Stage | Settle) -> Callable[[Batch], Batch]:
         if isinstance(step, Stage):
-            return Shard(graph, step, perf_counter).whole
+            return Shard(graph, step, Timing(perf_counter)).whole
         if isinstance(step, Hold):
             return Holding(graph, step, costs[step.view])
         return Settling(graph, step.hold, costs[step.hold.view], perf_counter)

@@ -20,6 +20,7 @@ from engine.publish import Publish
 from engine.seal import Seal
 from engine.versions import Versions, taken_back
 from operators.delta import BEGINNING
+from operators.operator import microseconds
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -101,6 +102,7 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             total = sizes.setdefault(name, [0, 0])
             total[0] += keys
             total[1] += held
+    left = merge.left() if merge else {}
     fresh, declared, made_of = freshness_of(run, now), bounds(graph), run.made_of
     views = {}
     for name in graph.views:
@@ -136,10 +138,12 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
                 "watermark": instant(marks.get(name)),
                 "idle": stand.get(name) == "idle",
                 "standing": stand.get(name, "backfill"),
+                "left": left.get(name, {}),
                 **_heard(run, name, now),
             }
             for name in graph.sources
         },
+        "worker": worker(run),
         "views": views,
         "steps": {name: {"keys": keys, "bytes": held} for name, (keys, held) in sizes.items()},
         "models": {name: _of_model(run, name, m.figures(), now, declared[name]) for name, m in run.models.items()},
@@ -190,6 +194,24 @@ def look(run: Run, now: int) -> None:
 def status(run: Run, now: int | None) -> dict[str, Any]:
     """What a worker tells of itself while it runs: its figures, and where in its life it is."""
     return {"time": instant(now), "phase": "live" if run.live else "backfill", **figures(run, now)}
+
+
+def worker(run: Run) -> dict[str, Any]:
+    """How a process works: what it waits for, what its steps took, when state was saved (by the one that reads)."""
+    kept = run.checkpoints
+    saved = {
+        "epoch_seconds": microseconds(run.settings.epoch, "epoch") / 1e6,
+        "count": kept.count,
+        "at": kept.at,
+        "seconds": kept.seconds,
+    }
+    return {
+        "batches_in_flight": run.in_flight,
+        "brokers_silent_seconds": run.silent,
+        "unanswered_messages": run.unanswered,
+        "steps": {name: {"calls": n, "seconds": took} for name, (n, took) in run.timing.steps().items()},
+        "checkpoints": None if run.merge is None else saved,
+    }
 
 
 def standing_of(run: Run) -> dict[str, Any]:

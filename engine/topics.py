@@ -95,6 +95,10 @@ class Topic:
     def total(self) -> int:
         return max(self.there if self.limit is None else self.limit, self.position) - self._begin
 
+    def left(self, position: int) -> dict[str, int]:
+        """The `records`, offsets, behind a position; the bytes `fetched` and not read yet."""
+        return {"records": max(0, (self.there if self.limit is None else self.limit) - position), "fetched": self.size}
+
     def arrived(self, packed: Sequence[Packed], position: int) -> None:
         """Take in what was fetched, up to a position. Called by the reading thread."""
         size = sum(len(p.block) for p in packed)

@@ -7,7 +7,7 @@ parts are there, so that what follows sees each batch whole and once, with any n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from engine.batch import Batch
 from engine.graph import DELETED, Graph
 from engine.plan import Stage, horizons
+from engine.timing import Timing
 from operators.delta import BEGINNING, Delta, Ints, concat, empty, in_order, is_null
 from operators.operator import Maintained
 from operators.state import keys_of, shard
@@ -97,10 +98,11 @@ def _of_all_keys(delta: Delta, key: tuple[str, ...]) -> Ints:
 
 
 class Shard:
-    """The state of a stage's nodes for one shard. timer: gives seconds."""
+    """The state of a stage's nodes for one shard. timing: where each notes what it takes."""
 
-    def __init__(self, graph: Graph, stage: Stage, timer: Callable[[], float]) -> None:
-        self.graph, self.stage, self.timer = graph, stage, timer
+    def __init__(self, graph: Graph, stage: Stage, timing: Timing) -> None:
+        self.graph, self.stage, self._clock = graph, stage, timing.clock
+        self._spent = {n.name: timing.of(n.name) for n in stage.nodes}
         self.schemas = schemas = graph.schemas
         self.maintained: dict[str, Maintained] = {
             n.name: n.operator.start([schemas[i] for i in n.inputs]) for n in stage.nodes
@@ -115,7 +117,7 @@ class Shard:
         """
         found, bounds, seconds = dict(deltas), horizons(self.graph, horizon), dict[str, float]()
         for node in self.stage.nodes:
-            began, anew = self.timer(), node.view in full
+            began, anew = self._clock(), node.view in full
             if anew:
                 self.maintained[node.name] = node.operator.start([self.schemas[i] for i in node.inputs])
             inputs = [found[i] if i in found else empty(self.schemas[i]) for i in node.inputs]
@@ -124,8 +126,9 @@ class Shard:
                 found[node.name] = self.maintained[node.name].apply(inputs, bound)
             else:
                 found[node.name] = empty(node.schema)
+            self._spent[node.name].add(took := self._clock() - began)
             if node.view in self.graph.holds:
-                seconds[node.view] = seconds.get(node.view, 0.0) + self.timer() - began
+                seconds[node.view] = seconds.get(node.view, 0.0) + took
         return {name: found[name] for name in self.stage.gives}, seconds
 
     def __call__(self, part: Part) -> Part:

@@ -15,8 +15,8 @@ from deploy.broker.broker import Broker
 FOLDER = "FRESHET_TEST_BROKER"
 """The environment variable by which workers know the folder of the broker."""
 
-NOT_RUN = "Kafka: "
-"""How the reason of a test begins that was skipped for want of a broker."""
+NOT_RUN = ("Kafka", "Prometheus")
+"""How the reasons of tests begin, before a colon, that were skipped for want of something."""
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -38,5 +38,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [r for r in terminalreporter.stats.get("skipped", ()) if isinstance(r.longrepr, tuple)]
     reasons = [r.longrepr[2].removeprefix("Skipped: ") for r in reports]
-    for reason, times in Counter(r.removeprefix(NOT_RUN) for r in reasons if r.startswith(NOT_RUN)).items():
-        terminalreporter.write_line(f"{times} tests with Kafka were not run: {reason}", yellow=True)
+    told = [(what, r.removeprefix(f"{what}: ")) for r in reasons for what in NOT_RUN if r.startswith(f"{what}: ")]
+    for (what, reason), times in Counter(told).items():
+        terminalreporter.write_line(f"{times} tests with {what} were not run: {reason}", yellow=True)

@@ -261,3 +261,14 @@ def test_the_readme_names_what_is_there() -> None:
     assert "not run by the tests" in text
     for thing in ("Dockerfile", "compose.yml", "kubernetes", "kubernetes-cluster", "systemd", "prometheus"):
         assert thing in text
+
+
+def test_the_readme_names_every_alert_and_dashboard() -> None:
+    text = (DEPLOY / "README.md").read_text()
+    rules = [
+        r for g in yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"] for r in g["rules"]
+    ]
+    alerts = {r["alert"] for r in rules if "alert" in r}
+    assert set(re.findall(r"\bFreshet[A-Z]\w+", text)) == alerts
+    boards = [json.loads(f.read_text()) for f in (DEPLOY / "grafana" / "dashboards").iterdir()]
+    assert set(re.findall(r"^\| (Freshet: .*?) \|", text, re.MULTILINE)) == {b["title"] for b in boards}

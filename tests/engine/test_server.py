@@ -22,6 +22,7 @@ from tests.flow.running import cards, freshet, project
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 FIGURES: dict[str, Any] = {
+    "pipeline": "shop",
     "sources": {
         "orders": {
             "changes": 3,
@@ -32,11 +33,19 @@ FIGURES: dict[str, Any] = {
             "standing": "current",
             "last_change": None,
             "last_heard": None,
+            "left": {},
         }
     },
     "views": {},
     "steps": {},
     "models": {},
+    "worker": {
+        "batches_in_flight": 0,
+        "brokers_silent_seconds": 0.0,
+        "unanswered_messages": 0,
+        "steps": {},
+        "checkpoints": {"epoch_seconds": 2.0, "count": 0, "at": None, "seconds": 0.0},
+    },
 }
 TOLD = {"pipeline": "shop", "ready": False, "phase": "backfill", "brokers": "silent for 9 s"}
 
