@@ -149,7 +149,7 @@ def test_all_is_seen_and_a_worker_that_is_killed_looks_stale_not_frozen(
             lag = prometheus.query("freshet_consumer_lag_records")
             return alive() and bool(lag) and lag[0][1] == 0 and bool(prometheus.query("freshet_model_price"))
 
-        until(caught_up, lambda: "the worker has not caught up", 120)
+        until(caught_up, lambda: "the worker has not caught up", 240)
         until(lambda: prometheus.query('min_over_time(up{job="freshet"}[10s])') != [], lambda: "it is not scraped")
         assert [value for _, value in prometheus.query("up")] == [1.0]
 
@@ -157,7 +157,7 @@ def test_all_is_seen_and_a_worker_that_is_killed_looks_stale_not_frozen(
         assert names == in_the_reference(), "what is exported is in the reference, and the other way round"
         until(lambda: alive() and scraped(port) == names, lambda: f"without a value: {names ^ scraped(port)}", 30)
 
-        until(lambda: alive() and empty_panels(prometheus) == [], lambda: f"nothing in {empty_panels(prometheus)}", 60)
+        until(lambda: alive() and empty_panels(prometheus) == [], lambda: f"nothing in {empty_panels(prometheus)}", 120)
         assert not {"FreshetWorkerGone", "FreshetCheckpointOld", "FreshetBrokerSilent"} & set(prometheus.firing())
         until(
             lambda: "FreshetViewStale" in prometheus.firing(), lambda: "the payments are of 2023, and no alert says so"
