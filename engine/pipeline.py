@@ -19,14 +19,17 @@ from typing import Any, Literal
 
 import polars as pl
 
-from engine.graph import DELETED, Graph, Model, Node, Sink, Source, View
+from engine.graph import DELETED, Expected, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
 from engine.policy import Policy, check_model, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
+from operators.expectation import REASON, Expectation, expected, met, quarantined, reason
 from operators.latest import latest
 from operators.operator import DefinitionError, Operator, as_names, known, microseconds
+from operators.project import project
+from operators.where import where
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -68,6 +71,7 @@ class Pipeline(Graph):
         epoch: Mapping[str, Literal["s", "ms", "us"]] | None = None,
         required: Sequence[str] = (),
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
+        expect: Sequence[Expectation] = (),
     ) -> Source:
         """A stream of changes.
 
@@ -78,7 +82,8 @@ class Pipeline(Graph):
         ones and a delete takes it back. erasable: whether `freshet forget` can take rows of any age back from
         views, which then forget none; otherwise, in an append-only source, only those within the lateness. epoch: the
         unit of Datetime columns that arrive as numbers. required: columns that may not be null (key and `at` never
-        are). between: the event times that are believed.
+        are). between: the event times that are believed. expect: what is expected of its rows, before anything
+        reads them: `op.between("amount", 0, 10_000, severity="quarantine")`.
         """
         made = self._source(name, key, at, schema, lateness, idle_after, append_only, False, epoch, required, between)
         if erasable and not append_only:
@@ -87,6 +92,7 @@ class Pipeline(Graph):
                 "back; leave erasable out"
             )
         self.sources[name] = made = replace(made, erasable=erasable)
+        self._expect_of(made, expect)
         return made
 
     def table(
@@ -100,14 +106,17 @@ class Pipeline(Graph):
         epoch: Mapping[str, Literal["s", "ms", "us"]] | None = None,
         required: Sequence[str] = (),
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
+        expect: Sequence[Expectation] = (),
     ) -> Source:
         """A keyed table: each change is the newest version of its key, or its deletion.
 
         Without `at` a version counts from when it became known; what is read before everything else counts from the
         beginning. `op.join` finds the version valid at a row's time; a view that starts from a table sees its newest
-        versions.
+        versions. expect: what is expected of these, see `source`.
         """
-        return self._source(name, key, at, schema, lateness, None, False, True, epoch, required, between)
+        made = self._source(name, key, at, schema, lateness, None, False, True, epoch, required, between)
+        self._expect_of(made, expect)
+        return made
 
     def _source(
         self,
@@ -196,8 +205,16 @@ class Pipeline(Graph):
         return relation
 
     def _rows(self, relation: Relation) -> tuple[str, Schema]:
-        """The node whose output is the relation's rows; a keyed source gets the step that keeps newest messages."""
-        if isinstance(relation, View) or relation.append_only:
+        """The node whose output is the relation's rows, without those that are put aside."""
+        if isinstance(relation, View):
+            return relation.name, relation.schema
+        if (meets := f"{relation.name}.meets") in self.declared:
+            return meets, relation.schema
+        return self._messages_as_rows(relation)
+
+    def _messages_as_rows(self, relation: Source) -> tuple[str, Schema]:
+        """The node whose output is all rows of a source; a keyed one gets the step that keeps newest messages."""
+        if relation.append_only:
             return relation.name, relation.schema
         name = f"{relation.name}.latest"
         if name not in self.declared:
@@ -206,10 +223,57 @@ class Pipeline(Graph):
             self._hold()
         return name, self.declared[name].schema
 
-    def view(self, name: str, start: Relation, *steps: Operator, refresh: Policy | None = None) -> View:
+    def _expect_of(self, source: Source, expect: object) -> None:
+        """Let something be expected of the rows of a source."""
+        what = f"{'table' if source.table else 'source'} {source.name!r}"
+        if not (found := expected(expect, source.schema, what)):
+            return
+        rows, schema = self._messages_as_rows(source)
+        self.expected[source.name] = Expected(what, rows, schema, found)
+        if aside := quarantined(found):
+            self._split(source.name, rows, f"{source.name}.meets", schema, source.key, aside)
+
+    def _split(
+        self, name: str, rows: str, meets: str, schema: Schema, key: tuple[str, ...], aside: Sequence[Expectation]
+    ) -> None:
+        """Two relations of one: the node `meets` of the rows that meet all these, and the quarantine of the others."""
+        good, fails, quarantine = met(aside), f"{name}.fails", f"{name}.quarantine"
+        told = project(**{REASON: reason(aside)})
+        made = [
+            Node(meets, where(good), (rows,), schema),
+            Node(fails, where(~good), (rows,), schema),
+            Node(quarantine, told, (fails,), told.schema([schema])),
+        ]
+        self.declared.update((n.name, n) for n in made)
+        self.views[quarantine] = View(quarantine, made[-1].schema, key)
+        self._hold()
+
+    def quarantine(self, relation: Relation) -> View:
+        """The rows of a source, table or view that were put aside, with the column `reason`: the names of what each
+        does not meet.
+
+        Raises `DefinitionError` when none of its expectations has severity="quarantine".
+        """
+        mine = self._mine(relation, "quarantine: its relation")
+        if (found := self.views.get(f"{mine.name}.quarantine")) is None:
+            raise DefinitionError(
+                f"{mine.name!r} has no quarantine: none of its expectations has severity='quarantine'; declare one, as "
+                "in expect=[op.not_null('a', severity='quarantine')]"
+            )
+        return found
+
+    def view(
+        self,
+        name: str,
+        start: Relation,
+        *steps: Operator,
+        refresh: Policy | None = None,
+        expect: Sequence[Expectation] = (),
+    ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
-        refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`, and how.
+        refresh: when it takes in changes, `immediate()` (the default) or `deferred(every="1h")`, and how. expect: what
+        is expected of its rows, such as `op.not_null("origin", severity="quarantine")`.
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -238,6 +302,11 @@ class Pipeline(Graph):
                             f"{where}: the rows of table {found.name!r} are told apart by {', '.join(found.key)}, not "
                             f"by {', '.join(step.keys[1])}; join it on its key, right_on={list(found.key)!r}"
                         )
+                    if f"{found.name}.meets" in self.declared:
+                        raise DefinitionError(
+                            f"{where}: table {found.name!r} has a quarantine, but a join finds versions of rows, not "
+                            "rows; expect it of the view that joins it, or with severity='warn' or 'stop'"
+                        )
                     inputs.append(found.name)
                     schemas.append(found.messages)
                 else:
@@ -254,12 +323,20 @@ class Pipeline(Graph):
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
+        judged = expected(expect, schema, what)
+        aside = quarantined(judged)
+        if aside:
+            made[-1] = replace(made[-1], name=f"{name}.{len(steps)}")
+        if judged:
+            self.expected[name] = Expected(what, made[-1].name, schema, judged)
         key = tuple(relation.key)
         for step in steps:
             key = step.key(key)
         view = View(name, schema, key if all(k in schema for k in key) else (), policy)
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view
+        if aside:
+            self._split(name, made[-1].name, name, schema, view.key, aside)
         self._hold()
         return view
 
@@ -279,6 +356,7 @@ class Pipeline(Graph):
         metric: Any = None,
         naive: bool = False,
         guards: Sequence[Guard] = (),
+        expect: Sequence[Expectation] = (),
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -288,7 +366,8 @@ class Pipeline(Graph):
         sees (default: all but the key). advance: when unsupervised parts of a river pipeline learn: on answers (river's
         own order) or on questions. wait: how long after its `at` a question still waits for its answer. metric: a river
         metric or a list of them. naive: also report what learning each label at once, before it was known, would have
-        claimed. guards: rules before and after inference, such as `guard.clip("sane", 0, 600)`.
+        claimed. guards: rules before and after inference, such as `guard.clip("sane", 0, 600)`. expect: what is
+        expected of predictions, with severity "warn" or "stop".
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -322,6 +401,16 @@ class Pipeline(Graph):
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys)
         check_model(spec, policy)
         training = View(f"{name}.training", training_schema(spec), keys)
+        asked = expected(expect, predictions.schema, what)
+        if aside := quarantined(asked):
+            raise DefinitionError(
+                f"{what}: {aside[0].name} has severity='quarantine', but a prediction is a fact once it is served; "
+                "expected 'warn' or 'stop', or a guard, which acts before"
+            )
+        if asked:
+            self.expected[predictions.name] = Expected(
+                f"predictions of {what}", predictions.name, predictions.schema, asked
+            )
         made = Model(name, spec, questions.name, reply_name, policy, predictions, training)
         self.models[name] = made
         self.views |= {predictions.name: predictions, training.name: training}

@@ -94,6 +94,7 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             "pending_changes": f.pending if f else 0,
             "refresh": run.costs[name].figures() if name in run.costs else None,
         }
+    judged = publish.failures if publish is not None else {}
     return {
         "pipeline": graph.name,
         "changes": sum(read.values()),
@@ -113,6 +114,12 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
         "views": views,
         "steps": {name: {"keys": keys, "bytes": held} for name, (keys, held) in sizes.items()},
         "models": {name: m.figures() for name, m in run.models.items()},
+        "expectations": [
+            {"relation": name, "expectation": e.name, "severity": e.severity, "failures": failures, "failing": failing}
+            for name, x in graph.expected.items()
+            for e in x.expectations
+            for failures, failing in [judged.get((name, *e.definition), (0, 0))]
+        ],
     }
 
 

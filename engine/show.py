@@ -31,15 +31,20 @@ def graph_of(graph: Graph) -> RenderableType:
         kind = "table" if s.table else "append-only source" if s.append_only else "source with corrections"
         branch = sources.add(Text(f"{s.name}: {kind}, key {', '.join(s.key)}, at {s.at or 'when known'}"))
         branch.add(Text(_columns(s.columns), style="dim"))
+        _expects(branch, graph, s.name)
     views = tree.add("views")
     for view in graph.views.values():
         if view.name not in graph.declared:
             continue
-        branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}, refresh {view.refresh}"))
-        steps = [n for n in graph.declared.values() if n.view == view.name]
+        of, _, aside = view.name.partition(".")
+        kept = f"what {of} does not let in" if aside else f"refresh {view.refresh}"
+        branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}, {kept}"))
+        beside = (f"{view.name}.fails", f"{view.name}.quarantine")
+        steps = [n for n in graph.declared.values() if n.view == view.name and n.name not in beside]
         for node in sorted(steps, key=lambda n: (n.name == view.name, n.name)):
             branch.add(Text(f"{node.operator.name} <- {', '.join(node.inputs)}"))
         branch.add(Text(_columns(view.schema), style="dim"))
+        _expects(branch, graph, view.name)
     models = tree.add("models") if graph.models else None
     for model in graph.models.values():
         assert models is not None
@@ -47,10 +52,18 @@ def graph_of(graph: Graph) -> RenderableType:
             Text(f"{model.name}: questions {model.questions}, answers {model.answers}, refresh {model.refresh}")
         )
         branch.add(Text(f"predicts {model.spec.label} from {', '.join(model.spec.features)}", style="dim"))
+        _expects(branch, graph, model.predictions.name)
     sinks = tree.add("sinks")
     for sink in graph.sinks.values():
         sinks.add(Text(f"{sink.name} <- {', '.join(sink.relations)}"))
     return tree
+
+
+def _expects(branch: Tree, graph: Graph, relation: str) -> None:
+    """What is expected of a relation."""
+    if relation in graph.expected:
+        for e in graph.expected[relation].expectations:
+            branch.add(Text(f"expects {e.name}: {e.severity}"))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -120,7 +133,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
             _lag(v["global_lag_seconds"]),
             number(v["pending_changes"]),
         )
-    parts += [sources, Text(), views, Text(), *_refreshes(figures["views"])]
+    parts += [sources, Text(), views, Text(), *_failures(figures["expectations"]), *_refreshes(figures["views"])]
     if figures["models"]:
         models = _table("Models", "model", "questions", "answers", "predictions", "waiting", "closed unanswered")
         for name, m in figures["models"].items():
@@ -141,6 +154,16 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
             Text("freshet run PIPELINE --follow  go on when the files grow, with /metrics"),
         ]
     return Group(*parts)
+
+
+def _failures(expectations: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """The expectations that rows did not meet."""
+    table = _table("Expectations that were not met", "relation, expectation", "severity", "rows that came", "there now")
+    for e in expectations:
+        if e["failures"]:
+            name = f"{e['relation']}, {e['expectation']}"
+            table.add_row(name, e["severity"], number(e["failures"]), number(e["failing"]))
+    return [table, Text()] if table.row_count else []
 
 
 def _refreshes(views: Mapping[str, Any]) -> list[RenderableType]:

@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("engine.pipeline", "engine.compare"),
     ("engine.replay", "engine.page"),
+    ("engine.expect",),
     ("engine.decode", "engine.merge", "engine.view", "engine.hold", "engine.encode", "engine.sink"),
     ("engine.plan", "engine.show", "engine.metrics", "engine.logs"),
     ("engine.server",),
