@@ -10,7 +10,6 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def base(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     base = tmp_path_factory.mktemp("base")
     run = run_here(cards(folder), folder, base / "out", base / "state", epoch="10s")
-    yield base, figures(run, None)
+    return base, figures(run, None)
 
 
 Base = tuple[Path, dict[str, Any]]
@@ -255,3 +254,105 @@ def test_what_is_forgotten_leaves_the_quarantine(folder: Path, tmp_path: Path) -
         if was["expectation"] == "shops":
             left = accumulated(tmp_path / "out/payments_aside.jsonl")
             assert now["failing"] == sum("shops" in json.loads(r)["reason"] for r in left) < was["failing"]
+
+
+STOPPING = """
+import operators as op
+import polars as pl
+from engine import Pipeline
+from river import linear_model
+
+p = Pipeline("stopping")
+orders = p.source(
+    "orders", key="id", at="at", epoch={"at": "ms"}, schema={"id": int, "at": pl.Datetime, "amount": float},
+    expect=[op.not_null("amount")],
+)
+paid = p.source("paid", key="id", at="at", epoch={"at": "ms"}, schema={"id": int, "at": pl.Datetime, "late": bool})
+rounded = p.view(
+    "rounded", orders, op.project("id", whole=pl.col("amount").round(0)),
+    expect=[op.between("whole", 0, 100, severity="SEVERITY")],
+)
+p.model("late", rounded, answers=paid, label="late", key="id", learner=linear_model.LogisticRegression())
+p.sink("rounded", rounded)
+p.sink("predictions", p.models["late"].predictions)
+"""
+BAD = 333
+
+
+def stopping(folder: Path, severity: str) -> Path:
+    """A pipeline that stops at the order number `BAD`, or does not."""
+    folder.mkdir(exist_ok=True)
+    (folder / "pipeline.py").write_text(STOPPING.replace("SEVERITY", severity))
+    (folder / "freshet.toml").write_text(
+        'epoch = "1ms"\nbatch_rows = 50\nport = 0\n'
+        '[sources.orders]\npath = "orders.jsonl"\n[sources.paid]\npath = "paid.jsonl"\n'
+    )
+    return folder
+
+
+def orders(bad: float) -> str:
+    rows = [{"id": i, "at": data.START + i * 1000, "amount": bad if i == BAD else i % 100} for i in range(500)]
+    return "".join(json.dumps(r) + "\n" for r in rows)
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A run that stopped."""
+    made = stopping(tmp_path / "stopping", "stop")
+    (made / "orders.jsonl").write_text(orders(98765.4))
+    paid = [{"id": i, "at": data.START + i * 1000 + 20_500, "late": i % 3 == 0} for i in range(470)]
+    (made / "paid.jsonl").write_text("".join(json.dumps(r) + "\n" for r in paid))
+    for _ in range(2):
+        done = freshet("run", made, "--out", "out", "--state", "state", cwd=tmp_path)
+        assert done.returncode == 1
+        offset = orders(98765.4).index('{"id": 333,')
+        assert (
+            "view 'rounded': a row does not meet between(whole, 0, 100), and its severity is 'stop'. It came from "
+            f"source 'orders', partition 0, position {offset}; nothing of its batch is published. Mend it there; or "
+        ) in done.stderr
+        assert "9876" not in done.stderr + done.stdout, "the row stays out of logs"
+        ids = [r["id"] for r in map(json.loads, (tmp_path / "out/rounded.jsonl").read_text().splitlines())]
+        assert ids == list(range(len(ids)))
+        assert BAD - 50 < len(ids) <= BAD, "all batches before, nothing of the one in which it is"
+        asked = [json.loads(line)["id"] for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+        assert asked == ids
+    return tmp_path
+
+
+@pytest.mark.parametrize(("severity", "amount"), [("warn", 98765.4), ("stop", 12345e-3), ("stop", 7)])
+def test_a_run_stops_and_goes_on_once_it_may(severity: str, amount: float, stopped: Path) -> None:
+    mended = stopping(stopped / "stopping", severity)
+    (mended / "orders.jsonl").write_text(orders(amount))
+    for name in ("state", "whole"):
+        out = {"state": "out"}.get(name, name)
+        done = freshet("run", mended, "--out", out, "--state", name, cwd=stopped)
+        assert done.returncode == 0, done.stderr
+    assert written(stopped / "out") == written(stopped / "whole")
+    told, whole = (json.loads((stopped / out / "summary.json").read_text()) for out in ("out", "whole"))
+    assert told["expectations"] == whole["expectations"]
+    assert told["expectations"][1]["failing"] == (severity == "warn")
+    assert ("Expectations that were not met" in done.stdout) == (severity == "warn")
+    assert told["models"]["late"]["metrics"] == whole["models"]["late"]["metrics"]
+
+
+def test_a_quarantine_is_another_definition(stopped: Path) -> None:
+    aside = stopping(stopped / "stopping", "quarantine")
+    refused = freshet("run", aside, "--out", "out", "--state", "state", cwd=stopped)
+    assert refused.returncode == 3
+    assert "step rounded" in refused.stderr
+    done = freshet("run", aside, "--out", "other", "--state", "other", "--quiet", cwd=stopped)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((stopped / "other/summary.json").read_text())["views"]
+    assert (told["rounded"]["rows"], told["rounded.quarantine"]["rows"]) == (499, 1)
+
+
+def test_of_an_expectation_that_is_added_later_only_what_comes_is_known(stopped: Path) -> None:
+    changed = stopping(stopped / "stopping", "warn")
+    text = (changed / "pipeline.py").read_text().replace("[op.not_null", '[op.between("amount", 0, 1), op.not_null')
+    (changed / "pipeline.py").write_text(text)
+    done = freshet("run", changed, "--out", "out", "--state", "state", cwd=stopped)
+    assert done.returncode == 0, done.stderr
+    added, before, _ = json.loads((stopped / "out/summary.json").read_text())["expectations"]
+    assert added["failing"] is None
+    assert 100 < added["failures"] < 250
+    assert (before["failures"], before["failing"]) == (0, 0)
