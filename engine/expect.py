@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
-
 from engine.batch import Batch
 from engine.graph import Expected, Graph
 from engine.merge import OFFSET_BITS, PARTITION_BITS
-from operators.expectation import Judge
+from operators.expectation import Judge, checks
 
 
 class ExpectationError(RuntimeError):
@@ -33,20 +31,25 @@ class Judged:
     def __init__(self, graph: Graph, relations: Collection[str]) -> None:
         self._graph = graph
         self._judges = {
-            name: (e, Judge(e.expectations, e.schema)) for name, e in graph.expected.items() if name in relations
+            name: (e, Judge(checks(e.expectations), e.schema))
+            for name, e in graph.expected.items()
+            if name in relations
         }
 
     def __call__(self, batch: Batch) -> Batch:
         """Take in a batch in which the changes of the relations are. Raises `ExpectationError`."""
         for name, (told, judge) in self._judges.items():
-            delta = batch.deltas[told.rows]
-            if not len(delta):
+            rows = batch.deltas[told.rows]
+            if not len(rows):
                 continue
-            came, found = delta.weight > 0, judge(delta)
-            batch.failures[name] = [(int((f & came).sum()), int((f & ~came).sum())) for f in found]
-            for e, failed in zip(told.expectations, found, strict=True):
-                if e.severity == "stop" and (failed & came).any():
-                    self._stop(told, e.name, int(delta.pos[np.flatnonzero(failed & came)[0]]))
+            found = iter(judge(rows))
+            batch.failures[name] = []
+            for e in told.expectations:
+                failing = batch.deltas[told.fails[e.name]] if e.name in told.fails else rows.take(next(found))
+                came = failing.weight > 0
+                batch.failures[name].append((int(came.sum()), int((~came).sum())))
+                if e.severity == "stop" and came.any():
+                    self._stop(told, e.name, int(failing.pos[came][0]))
         return batch
 
     def _stop(self, told: Expected, name: str, pos: int) -> None:

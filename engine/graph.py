@@ -100,23 +100,33 @@ class View:
 class Hold:
     """What a deferred view waits with: its inputs, each under the name by which its steps read it.
 
-    end: the node behind which what comes out is settled.
+    steps: the nodes of the view, before rows are put aside; behind the last what comes out is settled.
     """
 
     view: str
     refresh: Deferred
     inputs: tuple[tuple[str, str], ...]
-    end: str
+    steps: tuple[str, ...]
+
+    @property
+    def end(self) -> str:
+        """The node whose output is settled."""
+        return self.steps[-1]
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What is expected of a relation. rows: whose changes are judged, before any row is put aside."""
+    """What is expected of a relation.
+
+    rows: the node whose changes are judged, before any row is put aside. fails: of an expectation that is no check, by
+    name, the node of the rows that do not meet it.
+    """
 
     what: str
     rows: str
     schema: Schema
     expectations: tuple[Expectation, ...]
+    fails: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +201,12 @@ class Graph:
                         "view that starts anew would be another; expected mode='incremental', or no keep="
                     )
 
+    def steps(self, view: str) -> list[Node]:
+        """The steps that a view was declared with; behind them rows are judged and put aside."""
+        mine = [n for n in self.declared.values() if n.view == view]
+        end = self.expected[view].rows if view in self.expected else view
+        return mine[: [n.name for n in mine].index(end) + 1]
+
     def _hold(self) -> None:
         """Let nodes and holds follow from what is declared."""
         self.holds = {}
@@ -199,8 +215,8 @@ class Graph:
                 mine = {n.name: n for n in self.declared.values() if n.view == view.name}
                 given = dict.fromkeys(i for n in mine.values() for i in n.inputs if i not in mine)
                 inputs = tuple((f"{view.name} waits with {i}", i) for i in given)
-                end = self.expected[view.name].rows if view.name in self.expected else view.name
-                self.holds[view.name] = Hold(view.name, view.refresh, inputs, end)
+                steps = tuple(n.name for n in self.steps(view.name))
+                self.holds[view.name] = Hold(view.name, view.refresh, inputs, steps)
         self.nodes = {}
         for name, n in self.declared.items():
             held = {i: h for h, i in self.holds[n.view].inputs} if n.view in self.holds else {}

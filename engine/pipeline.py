@@ -24,8 +24,9 @@ from engine.guard import Guard
 from engine.policy import Policy, check_model, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
+from operators.dedupe import Dedupe, Repeats
 from operators.delta import AT, POS, TIME, Schema, type_of
-from operators.expectation import REASON, Expectation, expected, met, quarantined, reason
+from operators.expectation import REASON, Expectation, Unique, checks, expected, met, quarantined, reason
 from operators.latest import latest
 from operators.operator import DefinitionError, Operator, as_names, known, microseconds
 from operators.project import project
@@ -229,23 +230,39 @@ class Pipeline(Graph):
         if not (found := expected(expect, source.schema, what)):
             return
         rows, schema = self._messages_as_rows(source)
-        self.expected[source.name] = Expected(what, rows, schema, found)
-        if aside := quarantined(found):
-            self._split(source.name, rows, f"{source.name}.meets", schema, source.key, aside)
+        self._expect(what, source.name, rows, f"{source.name}.meets", schema, source.key, found)
 
-    def _split(
-        self, name: str, rows: str, meets: str, schema: Schema, key: tuple[str, ...], aside: Sequence[Expectation]
+    def _expect(
+        self,
+        what: str,
+        name: str,
+        rows: str,
+        meets: str,
+        schema: Schema,
+        key: tuple[str, ...],
+        expectations: tuple[Expectation, ...],
     ) -> None:
-        """Two relations of one: the node `meets` of the rows that meet all these, and the quarantine of the others."""
-        good, fails, quarantine = met(aside), f"{name}.fails", f"{name}.quarantine"
-        told = project(**{REASON: reason(aside)})
-        made = [
-            Node(meets, where(good), (rows,), schema),
-            Node(fails, where(~good), (rows,), schema),
-            Node(quarantine, told, (fails,), told.schema([schema])),
-        ]
+        """Let something be expected of the rows of a node; of what puts rows aside follow two relations.
+
+        meets: the node of the rows that are not put aside. The quarantine is a view.
+        """
+        fails, quarantine = f"{name}.fails", f"{name}.quarantine"
+        made, failing = list[Node](), dict[str, str]()
+        for i, e in enumerate(expectations):
+            if isinstance(e, Unique):
+                failing[e.name] = fails if e.severity == "quarantine" else f"{name}.repeats-{i}"
+                made.append(Node(failing[e.name], Repeats(e.by, e.within), (rows,), schema))
+        self.expected[name] = Expected(what, rows, schema, expectations, failing)
+        if aside := quarantined(expectations):
+            if isinstance(first := aside[0], Unique):
+                told = project(**{REASON: pl.lit(first.name)})
+                made.append(Node(meets, Dedupe(first.by, first.within), (rows,), schema))
+            else:
+                good, told = met(checks(aside)), project(**{REASON: reason(checks(aside))})
+                made += [Node(meets, where(good), (rows,), schema), Node(fails, where(~good), (rows,), schema)]
+            made.append(Node(quarantine, told, (fails,), told.schema([schema])))
+            self.views[quarantine] = View(quarantine, made[-1].schema, key)
         self.declared.update((n.name, n) for n in made)
-        self.views[quarantine] = View(quarantine, made[-1].schema, key)
         self._hold()
 
     def quarantine(self, relation: Relation) -> View:
@@ -324,20 +341,18 @@ class Pipeline(Graph):
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
         judged = expected(expect, schema, what)
-        aside = quarantined(judged)
-        if aside:
+        if quarantined(judged):
             made[-1] = replace(made[-1], name=f"{name}.{len(steps)}")
-        if judged:
-            self.expected[name] = Expected(what, made[-1].name, schema, judged)
         key = tuple(relation.key)
         for step in steps:
             key = step.key(key)
         view = View(name, schema, key if all(k in schema for k in key) else (), policy)
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view
-        if aside:
-            self._split(name, made[-1].name, name, schema, view.key, aside)
-        self._hold()
+        if judged:
+            self._expect(what, name, made[-1].name, name, schema, view.key, judged)
+        else:
+            self._hold()
         return view
 
     def model(
@@ -407,9 +422,14 @@ class Pipeline(Graph):
                 f"{what}: {aside[0].name} has severity='quarantine', but a prediction is a fact once it is served; "
                 "expected 'warn' or 'stop', or a guard, which acts before"
             )
+        if aside := [e for e in asked if isinstance(e, Unique)]:
+            raise DefinitionError(
+                f"{what}: {aside[0].name} cannot be expected of predictions, of which there is one for each question; "
+                "expect it of the questions"
+            )
         if asked:
             self.expected[predictions.name] = Expected(
-                f"predictions of {what}", predictions.name, predictions.schema, asked
+                f"predictions of {what}", predictions.name, predictions.schema, asked, {}
             )
         made = Model(name, spec, questions.name, reply_name, policy, predictions, training)
         self.models[name] = made

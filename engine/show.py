@@ -39,9 +39,7 @@ def graph_of(graph: Graph) -> RenderableType:
         of, _, aside = view.name.partition(".")
         kept = f"what {of} does not let in" if aside else f"refresh {view.refresh}"
         branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}, {kept}"))
-        beside = (f"{view.name}.fails", f"{view.name}.quarantine")
-        steps = [n for n in graph.declared.values() if n.view == view.name and n.name not in beside]
-        for node in sorted(steps, key=lambda n: (n.name == view.name, n.name)):
+        for node in [] if aside else graph.steps(view.name):
             branch.add(Text(f"{node.operator.name} <- {', '.join(node.inputs)}"))
         branch.add(Text(_columns(view.schema), style="dim"))
         _expects(branch, graph, view.name)

@@ -115,7 +115,9 @@ class Shard:
         """
         found, bounds, seconds = dict(deltas), horizons(self.graph, horizon), dict[str, float]()
         for node in self.stage.nodes:
-            began, anew = self.timer(), node.view in full
+            hold = self.graph.holds.get(node.view)
+            inside = hold is not None and node.name in hold.steps
+            began, anew = self.timer(), inside and node.view in full
             if anew:
                 self.maintained[node.name] = node.operator.start([self.schemas[i] for i in node.inputs])
             inputs = [found[i] if i in found else empty(self.schemas[i]) for i in node.inputs]
@@ -124,7 +126,7 @@ class Shard:
                 found[node.name] = self.maintained[node.name].apply(inputs, bound)
             else:
                 found[node.name] = empty(node.schema)
-            if node.view in self.graph.holds:
+            if inside:
                 seconds[node.view] = seconds.get(node.view, 0.0) + self.timer() - began
         return {name: found[name] for name in self.stage.gives}, seconds
 

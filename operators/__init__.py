@@ -11,7 +11,7 @@ import pkgutil
 
 from operators.aggregate import aggregate
 from operators.dedupe import dedupe
-from operators.expectation import between, check, matches, not_null, one_of
+from operators.expectation import between, check, matches, not_null, one_of, unique
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label
@@ -41,6 +41,7 @@ __all__ = [
     "one_of",
     "project",
     "total",
+    "unique",
     "where",
     "window",
 ]

@@ -114,7 +114,7 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
     (lambda p: p.quarantine(source(p)), "'s' has no quarantine: none of its expectations has severity='quarantine'"),
     (lambda p: p.quarantine(source(p, few("stop"))), "'s' has no quarantine"),
     (lambda p: source(p, op.not_null("y")), "source 's': expect: not_null(y): no column 'y'"),
-    (lambda p: p.table("t", key="k", schema={"k": str}, expect=op.not_null("k")), "table 't': expect is Expectation"),  # type: ignore[arg-type]
+    (lambda p: p.table("t", key="k", schema={"k": str}, expect=op.not_null("k")), "table 't': expect is Check"),  # type: ignore[arg-type]
     (
         lambda p: p.view("v", source(p), op.project("id"), expect=[op.not_null("x")]),
         "view 'v': expect: not_null(x): no column 'x' Known columns: id",
@@ -142,6 +142,17 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
             expect=[op.between("prediction", 0, 1, severity="quarantine")],
         ),
         "model 'm': between(prediction, 0, 1) has severity='quarantine', but a prediction is a fact once it is served",
+    ),
+    (
+        lambda p: p.model(
+            "m",
+            p.view("v", s := source(p), op.project("id", "x")),
+            answers=s,
+            label="x",
+            learner=linear_model.LinearRegression(),
+            expect=[op.unique("id")],
+        ),
+        "model 'm': unique(id) cannot be expected of predictions, of which there is one for each question; expect",
     ),
 ]
 
@@ -209,4 +220,25 @@ def test_what_is_expected_is_shown() -> None:
     ):
         assert lines.count(line) == 1, line
     i = lines.index("v: key id, refresh immediate()")
-    assert lines[i + 1 : i + 5] == ["where <- s.meets", "project <- v.1", "where <- v.2", "id int64, x float64"]
+    assert lines[i + 1 : i + 4] == ["where <- s.meets", "project <- v.1", "id int64, x float64"]
+
+
+def test_a_repeated_row_is_let_in_when_the_first_goes() -> None:
+    p = Pipeline("p")
+    s, tenths = source(p, append_only=False), (pl.col("x") * 10).cast(pl.Int64)
+    one = op.unique("tenths", severity="quarantine", name="one")
+    p.view("v", s, op.project("id", tenths=tenths), expect=[one])
+    rows = [(1, 0.5), (2, 0.5), (3, 0.7), (1, 0.6), (3, 0.6)]
+    for n, (v, aside) in enumerate([([1], []), ([1], [2]), ([1, 3], [2]), ([2, 3, 1], []), ([2, 1], [3])], 1):
+        for batch_rows in (1, 100):
+            got = p.replay(frame(*rows[:n]), batch_rows)
+            assert got["v"]["id"].to_list() == v
+            assert got["v.quarantine"].select("id", "reason").rows() == [(i, "one") for i in aside]
+
+
+def test_a_repeated_row_stops_a_run() -> None:
+    p = Pipeline("p")
+    p.view("v", source(p), op.project("id", "x"), expect=[op.unique("id", severity="stop"), few("warn")])
+    assert p.replay(frame((1, 0.5), (2, 7.0)))["v"].height == 2
+    with pytest.raises(ExpectationError, match=r"view 'v': a row does not meet unique\(id\), and .* position 2;"):
+        p.replay(frame((1, 0.5), (2, 0.5), (1, 0.5)))

@@ -41,7 +41,7 @@ def expected(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = expected(tmp_path_factory.mktemp("expected"))
-    data.write(made / "data", 1500, seed=3)
+    data.write(made / "data", 1000, seed=3)
     return made
 
 
@@ -97,6 +97,15 @@ def test_the_rows_of_a_source_are_either_there_or_aside(folder: Path, base: Base
     assert Counter((r["tx"], r["reason"]) for r in values(base, "payments_aside")) == Counter(aside)
     assert {r for _, r in aside} == {"between(amount, 0.5, 100)", "shops", "between(amount, 0.5, 100); shops"}
     assert {r["tx"] for r in values(base, "once")} == {t for (t,) in db.sql("SELECT tx FROM once").fetchall()}
+
+
+def test_repeated_rows_are_aside(folder: Path, base: Base) -> None:
+    db = read(folder, base)
+    want = db.sql("SELECT tx FROM judged WHERE reason = '' EXCEPT ALL SELECT tx FROM once").fetchall()
+    aside = values(base, "once_aside")
+    assert sorted((r["tx"],) for r in aside) == sorted(want)
+    assert len(aside) > 5
+    assert {r["reason"] for r in aside} == {"repeated"}
 
 
 def test_what_is_counted_decides_and_a_late_row_moves_others(folder: Path, base: Base) -> None:
@@ -155,6 +164,9 @@ def test_what_is_counted(base: Base) -> None:
     assert (warned["severity"], warned["failing"]) == ("warn", sum(r["n"] % 2 for r in values(base, "all_features")))
     assert warned["failures"] > warned["failing"] > 0
     assert told["cards", "not_null(card)"]["failures"] == 0
+    counts = Counter(r["payments"] for r in values(base, "all_cards"))
+    assert told["cards", "unique(payments)"]["failing"] == sum(n - 1 for n in counts.values()) > 0
+    assert told["once", "repeated"]["failing"] == len(values(base, "once_aside"))
     predicted = values(base, "predictions")
     assert told["high.predictions", "between(prediction, 0, 1)"]["failures"] == 0
     over = sum(r["prediction"] > 0.5 for r in predicted)

@@ -41,7 +41,8 @@ shops = p.table(
     expect=[op.between("limit", 0, 200)],
 )
 
-once = p.view("once", payments, op.dedupe(by="tx", within="1d"))
+repeated = op.unique("tx", within="1d", severity="quarantine", name="repeated")
+once = p.view("once", payments, op.where(pl.lit(True)), expect=[repeated])
 counted = (
     op.window(by="card", size="10m", n=op.count(), spent=op.total("amount")),
     op.join(shops, on="shop", columns=["country"]),
@@ -54,7 +55,7 @@ told = p.view("told", chargebacks, op.project("tx", "fraud"))
 by_card = op.aggregate(by="card", payments=op.count(), turnover=op.total("amount"))
 due = deferred(every="2m", rows=40)
 small = op.check("small", pl.col("payments") * 7 % 5 < 3, severity="quarantine")
-cards = p.view("cards", once, by_card, refresh=due, expect=[small, op.not_null("card")])
+cards = p.view("cards", once, by_card, refresh=due, expect=[small, op.not_null("card"), op.unique("payments")])
 all_cards = p.view("all_cards", once, by_card, refresh=due)
 unusual = p.view(
     "unusual", p.quarantine(cards), op.aggregate(by="reason", cards=op.count(), most=op.maximum("payments"))
@@ -74,6 +75,7 @@ high = p.model(
 )
 
 p.sink("once", once)
+p.sink("once_aside", p.quarantine(once))
 p.sink("payments_aside", p.quarantine(payments))
 p.sink("told", told)
 p.sink("chargebacks_aside", p.quarantine(chargebacks))
