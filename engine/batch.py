@@ -34,7 +34,8 @@ class Batch:
     whether the present is being followed. due: the views that are refreshed with what is known after this batch.
     refreshed: those of them for which anything was pending.
     held: for each deferred view the watermarks of its sources that it contains, and how many changes it waits with.
-    dead, late: lines for these outputs. forgotten: positions of source rows that are to be forgotten; None when nothing
+    dead, late: lines for these outputs. failures: by relation for each of its expectations how many rows that do not
+    meet it came, and how many left. forgotten: positions of source rows that are to be forgotten; None when nothing
     is.
     """
 
@@ -53,6 +54,7 @@ class Batch:
     held: dict[str, tuple[dict[str, int], int]] = field(default_factory=dict)
     dead: list[bytes] = field(default_factory=list)
     late: list[bytes] = field(default_factory=list)
+    failures: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     forgotten: Ints | None = None
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
 

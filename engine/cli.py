@@ -28,6 +28,7 @@ from engine.bind import Inputs, UnreachableError, check_alone, check_bindings, c
 from engine.cluster import supervise
 from engine.compare import compare as compare_policies
 from engine.erase import finish
+from engine.expect import ExpectationError
 from engine.export import export as write
 from engine.flow import FlowError, Published, Run
 from engine.forget import request
@@ -705,7 +706,7 @@ def compare(
                 )
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
-    except (ModelError, UnreachableError) as error:
+    except (ModelError, UnreachableError, ExpectationError) as error:
         _fail(error, 1)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(found, _about(time.monotonic() - began)))

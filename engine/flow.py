@@ -38,6 +38,7 @@ from engine.batch import Batch
 from engine.bind import Inputs
 from engine.cost import Costs
 from engine.disk import DiskError
+from engine.expect import Judged
 from engine.forget import Found, Request, find
 from engine.freshness import OnTime
 from engine.graph import LATE, Graph, Hold, Model
@@ -353,6 +354,9 @@ def build(run: Run) -> Dataflow:
             stream = _hold(run, step, stream)
         else:
             stream = _settle(run, step, stream)
+    if run.graph.expected:
+        judged = Judged(run.graph, run.graph.expected.keys() - run.graph.predictions)
+        stream = bw.map("expected", stream, run.measured("what is expected", judged))
     stream = bw.map("one", stream, lambda batch: ("all", batch))
     for model in run.graph.models.values():
         stream = _keyed(run, f"model-{model.name}", stream, _model(run, model))
@@ -452,6 +456,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
         saved = None if found is None else large.load(found)
         mine = kept(model.spec, model.refresh, run.state.folder, saved, run.state.seal)
         run.models[model.name] = mine
+        judged = Judged(run.graph, [model.predictions.name])
 
         def work(batch: Batch) -> list[Batch]:
             made = mine.apply(
@@ -468,7 +473,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
                 lost = mine.forget(batch.forgotten, batch.last, int(batch.known[-1]))
                 training = concat([training, lost])
             batch.deltas[model.predictions.name], batch.deltas[model.training.name] = predictions, training
-            return [batch]
+            return [judged(batch)]
 
         return _Keep(
             run.measured(f"model {model.name}", work),

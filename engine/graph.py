@@ -17,6 +17,7 @@ from engine.policy import Deferred, Immediate, Policy, check_model, check_view
 from engine.spec import ModelSpec
 from engine.spec import definition as model_definition
 from operators.delta import BOOL, Schema
+from operators.expectation import Expectation
 from operators.operator import DefinitionError, Operator
 
 DELETED = "deleted"
@@ -109,11 +110,35 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Hold:
-    """What a deferred view waits with: its inputs, each under the name by which its steps read it."""
+    """What a deferred view waits with: its inputs, each under the name by which its steps read it.
+
+    steps: the nodes of the view, before rows are put aside; behind the last what comes out is settled.
+    """
 
     view: str
     refresh: Deferred
     inputs: tuple[tuple[str, str], ...]
+    steps: tuple[str, ...]
+
+    @property
+    def end(self) -> str:
+        """The node whose output is settled."""
+        return self.steps[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What is expected of a relation.
+
+    rows: the node whose changes are judged, before any row is put aside. fails: of an expectation that is no check, by
+    name, the node of the rows that do not meet it.
+    """
+
+    what: str
+    rows: str
+    schema: Schema
+    expectations: tuple[Expectation, ...]
+    fails: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +168,7 @@ class Graph:
     """All that a pipeline declares, by name.
 
     declared: the steps as they were declared. nodes, holds: what follows when views are refreshed as their policies
-    say: the steps of a deferred view read what it waits with.
+    say: the steps of a deferred view read what it waits with. expected: by relation what is expected of its rows.
     """
 
     def __init__(self, name: str) -> None:
@@ -155,6 +180,7 @@ class Graph:
         self.views: dict[str, View] = {}
         self.models: dict[str, Model] = {}
         self.sinks: dict[str, Sink] = {}
+        self.expected: dict[str, Expected] = {}
 
     def refresh(self, name: str, policy: Policy) -> None:
         """Give a view or model another policy; the same as declaring it with that one.
@@ -165,7 +191,7 @@ class Graph:
             check_model(model.spec, policy)
             self.models[name] = replace(model, refresh=policy)
             return
-        kept = [v for v in self.views if v in self.declared]
+        kept = [v for v in self.views if v in self.declared and self.declared[v].view == v]
         if name not in kept:
             names = [*kept, *self.models]
             close = difflib.get_close_matches(name, names, 1)
@@ -188,6 +214,12 @@ class Graph:
                         "view that starts anew would be another; expected mode='incremental', or no keep="
                     )
 
+    def steps(self, view: str) -> list[Node]:
+        """The steps that a view was declared with; behind them rows are judged and put aside."""
+        mine = [n for n in self.declared.values() if n.view == view]
+        end = self.expected[view].rows if view in self.expected else view
+        return mine[: [n.name for n in mine].index(end) + 1]
+
     def _hold(self) -> None:
         """Let nodes and holds follow from what is declared."""
         self.holds = {}
@@ -196,11 +228,17 @@ class Graph:
                 mine = {n.name: n for n in self.declared.values() if n.view == view.name}
                 given = dict.fromkeys(i for n in mine.values() for i in n.inputs if i not in mine)
                 inputs = tuple((f"{view.name} waits with {i}", i) for i in given)
-                self.holds[view.name] = Hold(view.name, view.refresh, inputs)
+                steps = tuple(n.name for n in self.steps(view.name))
+                self.holds[view.name] = Hold(view.name, view.refresh, inputs, steps)
         self.nodes = {}
         for name, n in self.declared.items():
             held = {i: h for h, i in self.holds[n.view].inputs} if n.view in self.holds else {}
             self.nodes[name] = replace(n, inputs=tuple(held.get(i, i) for i in n.inputs))
+
+    @property
+    def predictions(self) -> set[str]:
+        """The names of the relations that are predictions."""
+        return {m.predictions.name for m in self.models.values()}
 
     @property
     def schemas(self) -> dict[str, Schema]:

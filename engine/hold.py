@@ -125,7 +125,7 @@ class Settling:
     """
 
     def __init__(self, graph: Graph, hold: Hold, costs: Costs, timer: Callable[[], float]) -> None:
-        self.view, self.costs, self.timer = hold.view, costs, timer
+        self.view, self.end, self.costs, self.timer = hold.view, hold.end, costs, timer
         self.rows = None if costs.mode == "incremental" else Rows(graph.views[hold.view].schema)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -133,12 +133,12 @@ class Settling:
         refresh = batch.refreshed.get(self.view)
         if refresh is None:
             return batch
-        began, out = self.timer(), batch.deltas[self.view]
+        began, out = self.timer(), batch.deltas[self.end]
         if refresh.way == "full":
             assert self.rows is not None
             was = self.rows()
             out = concat([Delta(was.columns, -was.weight, was.at, was.pos, was.seq), out])
-        batch.deltas[self.view] = out = net(out, batch.last)
+        batch.deltas[self.end] = out = net(out, batch.last)
         if self.rows is not None:
             self.rows.add(out)
         self.costs.record(refresh.way, refresh.changes, refresh.seconds + self.timer() - began)

@@ -174,6 +174,16 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("model", "guard", "action"),
         "Predictions on which a guard acted; void: on which it had no value to give.",
     ),
+    "freshet_expectation_failures": (
+        "counter",
+        ("relation", "expectation", "severity"),
+        "Rows that came and did not meet what is expected.",
+    ),
+    "freshet_expectation_failing": (
+        "gauge",
+        ("relation", "expectation", "severity"),
+        "Rows there now that do not meet it, the quarantine included; absent when it was not declared from the start.",
+    ),
 }
 """Every metric: its type, labels and meaning; counters are exported with the suffix `_total`."""
 
@@ -249,6 +259,11 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[Sample]:
         if "held" in m:
             yield "freshet_model_examples_held", (name,), m["held"]
             yield "freshet_model_fewer_neighbours", (name,), m["fewer"]
+    for e in figures["expectations"]:
+        labels = e["relation"], e["expectation"], e["severity"]
+        yield "freshet_expectation_failures", labels, e["failures"]
+        if e["failing"] is not None:
+            yield "freshet_expectation_failing", labels, e["failing"]
 
 
 def _judged(name: str, told: dict[str, Any]) -> Iterator[Sample]:

@@ -21,14 +21,18 @@ from typing import Any, Literal
 import polars as pl
 
 from engine.freshness import Bounds
-from engine.graph import AS_OF, DELETED, Graph, Model, Node, Sink, Source, View
+from engine.graph import AS_OF, DELETED, Expected, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
+from operators.dedupe import Dedupe, Repeats
 from operators.delta import AT, POS, TIME, Schema, type_of
+from operators.expectation import REASON, Expectation, Unique, checks, expected, met, quarantined, reason
 from operators.latest import latest
 from operators.operator import DefinitionError, Operator, as_names, fit_as_key, known, microseconds
+from operators.project import project
+from operators.where import where
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -105,6 +109,7 @@ class Pipeline(Graph):
         epoch: Mapping[str, Literal["s", "ms", "us"]] | None = None,
         required: Sequence[str] = (),
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
+        expect: Sequence[Expectation] = (),
     ) -> Source:
         """A stream of changes.
 
@@ -117,7 +122,8 @@ class Pipeline(Graph):
         ones and a delete takes it back. erasable: whether `freshet forget` can take rows of any age back from
         views, which then forget none; otherwise, in an append-only source, only those within the lateness. epoch: the
         unit of Datetime columns that arrive as numbers. required: columns that may not be null (key and `at` never
-        are). between: the event times that are believed.
+        are). between: the event times that are believed. expect: what is expected of its rows, before anything
+        reads them: `op.between("amount", 0, 10_000, severity="quarantine")`.
         """
         made = self._source(name, key, at, schema, lateness, idle_after, append_only, False, epoch, required, between)
         if erasable and not append_only:
@@ -127,6 +133,7 @@ class Pipeline(Graph):
             )
         pulse = None if heartbeat is None else microseconds(heartbeat, f"source {name!r}: heartbeat")
         self.sources[name] = made = replace(made, erasable=erasable, heartbeat=pulse)
+        self._expect_of(made, expect)
         return made
 
     def table(
@@ -140,14 +147,17 @@ class Pipeline(Graph):
         epoch: Mapping[str, Literal["s", "ms", "us"]] | None = None,
         required: Sequence[str] = (),
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
+        expect: Sequence[Expectation] = (),
     ) -> Source:
         """A keyed table: each change is the newest version of its key, or its deletion.
 
         Without `at` a version counts from when it became known; what is read before everything else counts from the
         beginning. `op.join` finds the version valid at a row's time; a view that starts from a table sees its newest
-        versions.
+        versions. expect: what is expected of these, see `source`.
         """
-        return self._source(name, key, at, schema, lateness, None, False, True, epoch, required, between)
+        made = self._source(name, key, at, schema, lateness, None, False, True, epoch, required, between)
+        self._expect_of(made, expect)
+        return made
 
     def _source(
         self,
@@ -236,8 +246,16 @@ class Pipeline(Graph):
         return relation
 
     def _rows(self, relation: Relation) -> tuple[str, Schema]:
-        """The node whose output is the relation's rows; a keyed source gets the step that keeps newest messages."""
-        if isinstance(relation, View) or relation.append_only:
+        """The node whose output is the relation's rows, without those that are put aside."""
+        if isinstance(relation, View):
+            return relation.name, relation.schema
+        if (meets := f"{relation.name}.meets") in self.declared:
+            return meets, relation.schema
+        return self._messages_as_rows(relation)
+
+    def _messages_as_rows(self, relation: Source) -> tuple[str, Schema]:
+        """The node whose output is all rows of a source; a keyed one gets the step that keeps newest messages."""
+        if relation.append_only:
             return relation.name, relation.schema
         name = f"{relation.name}.latest"
         if name not in self.declared:
@@ -245,6 +263,61 @@ class Pipeline(Graph):
             self.declared[name] = Node(name, step, (relation.name,), step.schema([relation.messages]))
             self._hold()
         return name, self.declared[name].schema
+
+    def _expect_of(self, source: Source, expect: object) -> None:
+        """Let something be expected of the rows of a source."""
+        what = f"{'table' if source.table else 'source'} {source.name!r}"
+        if not (found := expected(expect, source.schema, what)):
+            return
+        rows, schema = self._messages_as_rows(source)
+        self._expect(what, source.name, rows, f"{source.name}.meets", schema, source.key, found)
+
+    def _expect(
+        self,
+        what: str,
+        name: str,
+        rows: str,
+        meets: str,
+        schema: Schema,
+        key: tuple[str, ...],
+        expectations: tuple[Expectation, ...],
+    ) -> None:
+        """Let something be expected of the rows of a node; of what puts rows aside follow two relations.
+
+        meets: the node of the rows that are not put aside. The quarantine is a view.
+        """
+        fails, quarantine = f"{name}.fails", f"{name}.quarantine"
+        made, failing = list[Node](), dict[str, str]()
+        for i, e in enumerate(expectations):
+            if isinstance(e, Unique):
+                failing[e.name] = fails if e.severity == "quarantine" else f"{name}.repeats-{i}"
+                made.append(Node(failing[e.name], Repeats(e.by, e.within), (rows,), schema))
+        self.expected[name] = Expected(what, rows, schema, expectations, failing)
+        if aside := quarantined(expectations):
+            if isinstance(first := aside[0], Unique):
+                told = project(**{REASON: pl.lit(first.name)})
+                made.append(Node(meets, Dedupe(first.by, first.within), (rows,), schema))
+            else:
+                good, told = met(checks(aside)), project(**{REASON: reason(checks(aside))})
+                made += [Node(meets, where(good), (rows,), schema), Node(fails, where(~good), (rows,), schema)]
+            made.append(Node(quarantine, told, (fails,), told.schema([schema])))
+            self.views[quarantine] = View(quarantine, made[-1].schema, key)
+        self.declared.update((n.name, n) for n in made)
+        self._hold()
+
+    def quarantine(self, relation: Relation) -> View:
+        """The rows of a source, table or view that were put aside, with the column `reason`: the names of what each
+        does not meet.
+
+        Raises `DefinitionError` when none of its expectations has severity="quarantine".
+        """
+        mine = self._mine(relation, "quarantine: its relation")
+        if (found := self.views.get(f"{mine.name}.quarantine")) is None:
+            raise DefinitionError(
+                f"{mine.name!r} has no quarantine: none of its expectations has severity='quarantine'; declare one, as "
+                "in expect=[op.not_null('a', severity='quarantine')]"
+            )
+        return found
 
     def view(
         self,
@@ -256,6 +329,7 @@ class Pipeline(Graph):
         warn_after: str | timedelta | None = None,
         error_after: str | timedelta | None = None,
         lookup: bool | str | Sequence[str] = False,
+        expect: Sequence[Expectation] = (),
     ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
@@ -263,7 +337,8 @@ class Pipeline(Graph):
         how far behind the present it is to be at most; how often it is, is measured (a policy with a `target_lag` says
         it already). warn_after, error_after: the lag past which somebody is to look, and past which it is not to be
         trusted: `freshet freshness` fails. lookup: whether its newest row of each key is kept to be looked up over
-        HTTP: True for the key of the view, or the columns that are to be the key.
+        HTTP: True for the key of the view, or the columns that are to be the key. expect: what is expected of its rows,
+        such as `op.not_null("origin", severity="quarantine")`.
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -292,6 +367,11 @@ class Pipeline(Graph):
                             f"{where}: the rows of table {found.name!r} are told apart by {', '.join(found.key)}, not "
                             f"by {', '.join(step.keys[1])}; join it on its key, right_on={list(found.key)!r}"
                         )
+                    if f"{found.name}.meets" in self.declared:
+                        raise DefinitionError(
+                            f"{where}: table {found.name!r} has a quarantine, but a join finds versions of rows, not "
+                            "rows; expect it of the view that joins it, or with severity='warn' or 'stop'"
+                        )
                     inputs.append(found.name)
                     schemas.append(found.messages)
                 else:
@@ -308,6 +388,9 @@ class Pipeline(Graph):
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
+        judged = expected(expect, schema, what)
+        if quarantined(judged):
+            made[-1] = replace(made[-1], name=f"{name}.{len(steps)}")
         key = tuple(relation.key)
         for step in steps:
             key = step.key(key)
@@ -316,7 +399,10 @@ class Pipeline(Graph):
         view = View(name, schema, key, policy, declared, _lookup(lookup, key, schema, what))
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view
-        self._hold()
+        if judged:
+            self._expect(what, name, made[-1].name, name, schema, view.key, judged)
+        else:
+            self._hold()
         return view
 
     def model(
@@ -338,6 +424,7 @@ class Pipeline(Graph):
         warn_after: str | timedelta | None = None,
         error_after: str | timedelta | None = None,
         lookup: bool | str | Sequence[str] = False,
+        expect: Sequence[Expectation] = (),
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -350,7 +437,8 @@ class Pipeline(Graph):
         claimed. guards: rules before and after inference, such as `guard.clip("sane", 0, 600)`.
         warn_after, error_after: as of a view, for the time since the newest example became known that the model has
         learnt. lookup: whether the newest prediction of each key can be looked up over HTTP, and the training set as of
-        any time: True for the key, or some of its columns.
+        any time: True for the key, or some of its columns. expect: what is expected of predictions, with severity
+        "warn" or "stop".
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -385,6 +473,21 @@ class Pipeline(Graph):
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys, lookup=by)
         check_model(spec, policy)
         training = View(f"{name}.training", training_schema(spec), keys, lookup=by)
+        asked = expected(expect, predictions.schema, what)
+        if aside := quarantined(asked):
+            raise DefinitionError(
+                f"{what}: {aside[0].name} has severity='quarantine', but a prediction is a fact once it is served; "
+                "expected 'warn' or 'stop', or a guard, which acts before"
+            )
+        if aside := [e for e in asked if isinstance(e, Unique)]:
+            raise DefinitionError(
+                f"{what}: {aside[0].name} cannot be expected of predictions, of which there is one for each question; "
+                "expect it of the questions"
+            )
+        if asked:
+            self.expected[predictions.name] = Expected(
+                f"predictions of {what}", predictions.name, predictions.schema, asked, {}
+            )
         declared = _bounds(what, policy, None, warn_after, error_after)
         made = Model(name, spec, questions.name, reply_name, policy, predictions, training, declared)
         self.models[name] = made

@@ -51,10 +51,11 @@ def steps(graph: Graph) -> list[Hold | Stage | Settle]:
     """The stages in the order in which they run, each between the holds of deferred views that begin in it and the
     settling of those that end in it."""
     left, found = dict(graph.holds), list[Hold | Stage | Settle]()
+    ends = {h.end: h for h in graph.holds.values()}
     for stage in stages(graph):
         asked = {i for n in stage.nodes for i in n.inputs}
         now = [h for h in left.values() if asked & {held for held, _ in h.inputs}]
-        found += [*now, stage, *(Settle(graph.holds[n.name]) for n in stage.nodes if n.name in graph.holds)]
+        found += [*now, stage, *(Settle(ends[n.name]) for n in stage.nodes if n.name in ends)]
         for h in now:
             del left[h.view]
     return found
@@ -64,16 +65,16 @@ def stages(graph: Graph) -> list[Stage]:
     """The stages of the graph's nodes, in the order in which they run."""
     drafts: list[_Draft] = []
     held = {name: {given for _, given in h.inputs} for h in graph.holds.values() for name, _ in h.inputs}
+    ends = {h.end for h in graph.holds.values()}
     for node in graph.nodes.values():
         waits_for = set[str]().union(*(held.get(i, ()) for i in node.inputs))
         inside = {n.name for n in drafts[-1].nodes} if drafts else set[str]()
-        settled = graph.holds.keys() & node.inputs
+        settled = ends.intersection(node.inputs)
         if not drafts or (waits_for | settled) & inside or not _joins(node, drafts[-1]):
             drafts.append(_Draft(node.operator.keys[0] if node.operator.keys else ()))
         _add(node, drafts[-1])
-    wanted = (
-        set(graph.views) | {m.answers for m in graph.models.values()} | {m.questions for m in graph.models.values()}
-    )
+    wanted = set(graph.views) | {name for e in graph.expected.values() for name in (e.rows, *e.fails.values())}
+    wanted |= {name for m in graph.models.values() for name in (m.answers, m.questions)}
     done = []
     for i, draft in enumerate(drafts):
         later = {name for d in drafts[i + 1 :] for n in d.nodes for name in n.inputs}
@@ -172,7 +173,8 @@ def above(graph: Graph) -> dict[str, frozenset[str]]:
     """For each source, node and view the views that it stands on, however many steps up."""
     found = {name: frozenset[str]() for name in graph.sources}
     for node in graph.declared.values():
-        found[node.name] = frozenset().union(*(found[i] | ({i} & graph.views.keys()) for i in node.inputs))
+        made_by = {graph.declared[i].view for i in node.inputs if i in graph.declared} - {node.view}
+        found[node.name] = frozenset(made_by & graph.views.keys()).union(*(found[i] for i in node.inputs))
     return found
 
 

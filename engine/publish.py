@@ -27,6 +27,10 @@ def outputs(graph: Graph, topics: Collection[str] = ()) -> list[str]:
     return [name for name in [*graph.sinks, *EXTRA] if name not in topics]
 
 
+Failing = tuple[str, str, str]
+"""A relation and what is expected of it, see `Expectation.definition`."""
+
+
 class TopicSinks(Protocol):
     """Outputs that are topics: see `engine.outbox`."""
 
@@ -55,7 +59,8 @@ class Publish:
 
     number: the last batch. rows: for each view (rows inserted, rows retracted). contained: for each source the
     watermark, read: the number of changes, of which every view contains all, but for those that come after a deferred
-    one. held, counts: see `Batch`.
+    one. held, counts: see `Batch`. failures: by relation and expectation (rows that came and did not meet it, those
+    that are there). The latter is None for one that was not declared from the start: it has not seen all that is there.
 
     sent: the sinks that are topics, and what takes their messages, made with its saved state.
     """
@@ -79,8 +84,12 @@ class Publish:
         self.forgotten: dict[str, tuple[int, int]] = {}
         self.counts: dict[str, dict[str, int]] = {}
         lengths = offsets = None
+        judged: dict[Failing, tuple[int, int | None]] = {}
         if state is not None:
-            self.number, self.rows, self.contained, self.read, self.held, lengths, offsets = state
+            self.number, self.rows, self.contained, self.read, self.held, judged, lengths, offsets = state
+        new = (0, None if self.number else 0)
+        self._expected = {name: [(name, *e.definition) for e in x.expectations] for name, x in graph.expected.items()}
+        self.failures = {key: judged.get(key, new) for keys in self._expected.values() for key in keys}
         for name, saved in (offsets or {}).items():
             if name not in self._sent:
                 raise SinkError(
@@ -101,6 +110,10 @@ class Publish:
                 self.forgotten[name] = len(weight) - retracted, retracted
         self.number, self.contained, self.read, self.held = batch.number, batch.watermark, batch.read, batch.held
         self.counts = batch.counts
+        for name, changes in batch.failures.items():
+            for key, (came, left) in zip(self._expected[name], changes, strict=True):
+                failures, failing = self.failures[key]
+                self.failures[key] = failures + came, None if failing is None else failing + came - left
         for sink in self.graph.sinks.values():
             for relation in sink.relations:
                 if len(delta := batch.deltas[relation]):
@@ -137,7 +150,8 @@ class Publish:
 
     def snapshot(self) -> Any:
         offsets = None if self.topics is None else self.topics.flush(self.number)
-        return self.number, dict(self.rows), self.contained, self.read, self.held, self.files.flush(), offsets
+        files = self.files.flush()
+        return self.number, dict(self.rows), self.contained, self.read, self.held, dict(self.failures), files, offsets
 
     def close(self) -> None:
         """Close the files, and let go of the topics."""

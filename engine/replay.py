@@ -11,6 +11,7 @@ import polars as pl
 
 from engine.batch import Batch
 from engine.cost import Costs
+from engine.expect import Judged
 from engine.graph import DELETED, Graph, Hold, Source
 from engine.hold import Holding, Settling
 from engine.merge import Chunk, Merge, Partition
@@ -81,13 +82,14 @@ def batches(graph: Graph, merge: Merge) -> Iterator[Batch]:
         return Settling(graph, step.hold, costs[step.hold.view], perf_counter)
 
     work = [kept_by(s) for s in steps(graph)]
+    judged = Judged(graph, graph.expected.keys() - graph.predictions)
     while (batch := merge.next()) is not None or not merge.ended:
         if batch is None:
             sleep(0.001)  # what is there has not arrived yet
             continue
         for apply in work:
             apply(batch)
-        yield batch
+        yield judged(batch)
 
 
 def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
@@ -95,6 +97,7 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
     merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph))
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
+    judged = Judged(graph, graph.predictions)
     for batch in batches(graph, merge):
         for name, m in graph.models.items():
             asked, told, below = (
@@ -104,6 +107,7 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
             )
             made = models[name].apply(asked, told, below, batch.known, batch.first)
             batch.deltas[m.predictions.name], batch.deltas[m.training.name] = made
+        judged(batch)
         for name, deltas in kept.items():
             deltas.append(batch.deltas[name])
     return {name: accumulate(deltas, graph.views[name].schema).drop(AT, POS) for name, deltas in kept.items()}

@@ -124,6 +124,7 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             "causes": {r: stand[r] for r in sorted(made_of[name]) if stand.get(r) not in (None, "current", "backfill")},
             "refresh": run.costs[name].figures() if name in run.costs else None,
         }
+    judged = publish.failures if publish is not None else {}
     return {
         "pipeline": graph.name,
         "changes": sum(read.values()),
@@ -147,6 +148,12 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
         "views": views,
         "steps": {name: {"keys": keys, "bytes": held} for name, (keys, held) in sizes.items()},
         "models": {name: _of_model(run, name, m.figures(), now, declared[name]) for name, m in run.models.items()},
+        "expectations": [
+            {"relation": name, "expectation": e.name, "severity": e.severity, "failures": failures, "failing": failing}
+            for name, x in graph.expected.items()
+            for e in x.expectations
+            for failures, failing in [judged.get((name, *e.definition), (0, 0))]
+        ],
     }
 
 

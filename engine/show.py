@@ -31,16 +31,19 @@ def graph_of(graph: Graph) -> RenderableType:
         kind = "table" if s.table else "append-only source" if s.append_only else "source with corrections"
         branch = sources.add(Text(f"{s.name}: {kind}, key {', '.join(s.key)}, at {s.at or 'when known'}"))
         branch.add(Text(_columns(s.columns), style="dim"))
+        _expects(branch, graph, s.name)
     views = tree.add("views")
     for view in graph.views.values():
         if view.name not in graph.declared:
             continue
+        of, _, aside = view.name.partition(".")
+        kept = f"what {of} does not let in" if aside else f"refresh {view.refresh}"
         by = f", looked up by {', '.join(view.lookup)}" if view.lookup else ""
-        branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}, refresh {view.refresh}{by}"))
-        steps = [n for n in graph.declared.values() if n.view == view.name]
-        for node in sorted(steps, key=lambda n: (n.name == view.name, n.name)):
+        branch = views.add(Text(f"{view.name}: key {', '.join(view.key) or 'none'}, {kept}{by}"))
+        for node in [] if aside else graph.steps(view.name):
             branch.add(Text(f"{node.operator.name} <- {', '.join(node.inputs)}"))
         branch.add(Text(_columns(view.schema), style="dim"))
+        _expects(branch, graph, view.name)
     models = tree.add("models") if graph.models else None
     for model in graph.models.values():
         assert models is not None
@@ -48,10 +51,18 @@ def graph_of(graph: Graph) -> RenderableType:
             Text(f"{model.name}: questions {model.questions}, answers {model.answers}, refresh {model.refresh}")
         )
         branch.add(Text(f"predicts {model.spec.label} from {', '.join(model.spec.features)}", style="dim"))
+        _expects(branch, graph, model.predictions.name)
     sinks = tree.add("sinks")
     for sink in graph.sinks.values():
         sinks.add(Text(f"{sink.name} <- {', '.join(sink.relations)}"))
     return tree
+
+
+def _expects(branch: Tree, graph: Graph, relation: str) -> None:
+    """What is expected of a relation."""
+    if relation in graph.expected:
+        for e in graph.expected[relation].expectations:
+            branch.add(Text(f"expects {e.name}: {e.severity}"))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -121,7 +132,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
             _lag(v["global_lag_seconds"]),
             number(v["pending_changes"]),
         )
-    parts += [sources, Text(), views, Text(), *_refreshes(figures["views"])]
+    parts += [sources, Text(), views, Text(), *_failures(figures["expectations"]), *_refreshes(figures["views"])]
     if figures["models"]:
         models = _table("Models", "model", "questions", "answers", "predictions", "waiting", "closed unanswered")
         for name, m in figures["models"].items():
@@ -177,6 +188,16 @@ def freshness_of(told: Mapping[str, Any]) -> RenderableType:
 
 
 _STATES = {"fresh": "green", "behind": "yellow", "warn": "bold yellow", "error": "bold red", "unknown": "yellow"}
+
+
+def _failures(expectations: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """The expectations that rows did not meet."""
+    table = _table("Expectations that were not met", "relation, expectation", "severity", "rows that came", "there now")
+    for e in expectations:
+        if e["failures"]:
+            name = f"{e['relation']}, {e['expectation']}"
+            table.add_row(name, e["severity"], number(e["failures"]), number(e["failing"]))
+    return [table, Text()] if table.row_count else []
 
 
 def _refreshes(views: Mapping[str, Any]) -> list[RenderableType]:

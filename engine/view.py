@@ -117,7 +117,9 @@ class Shard:
         """
         found, bounds, seconds = dict(deltas), horizons(self.graph, horizon), dict[str, float]()
         for node in self.stage.nodes:
-            began, anew = self._clock(), node.view in full
+            hold = self.graph.holds.get(node.view)
+            inside = hold is not None and node.name in hold.steps
+            began, anew = self._clock(), inside and node.view in full
             if anew:
                 self.maintained[node.name] = node.operator.start([self.schemas[i] for i in node.inputs])
             inputs = [found[i] if i in found else empty(self.schemas[i]) for i in node.inputs]
@@ -127,7 +129,7 @@ class Shard:
             else:
                 found[node.name] = empty(node.schema)
             self._spent[node.name].add(took := self._clock() - began)
-            if node.view in self.graph.holds:
+            if inside:
                 seconds[node.view] = seconds.get(node.view, 0.0) + took
         return {name: found[name] for name in self.stage.gives}, seconds
 

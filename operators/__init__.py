@@ -1,6 +1,6 @@
 """The operators that a view can be made of: `import operators as op`.
 
-Each name is a function that declares one step; its module says what it means.
+Each name is a function that declares one step, or what is expected of rows; its module says what it means.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pkgutil
 
 from operators.aggregate import aggregate
 from operators.dedupe import dedupe
+from operators.expectation import between, check, matches, not_null, one_of, unique
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label
@@ -23,18 +24,24 @@ from operators.window import window
 
 __all__ = [
     "aggregate",
+    "between",
     "catalogue",
+    "check",
     "count",
     "dedupe",
     "join",
     "join_asof",
     "join_label",
     "latest",
+    "matches",
     "maximum",
     "mean",
     "minimum",
+    "not_null",
+    "one_of",
     "project",
     "total",
+    "unique",
     "where",
     "window",
 ]

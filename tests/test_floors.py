@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("engine.pipeline", "engine.compare"),
     ("engine.replay", "engine.page"),
+    ("engine.expect",),
     ("engine.decode", "engine.lookup", "engine.merge", "engine.view", "engine.hold", "engine.encode", "engine.sink"),
     ("engine.plan", "engine.show", "engine.openapi", "engine.metrics", "engine.logs"),
     ("engine.server",),

@@ -49,6 +49,7 @@ weather = p.source(
         "precip": float,
         "visib": float,
     },
+    expect=[op.between("wind_speed", 0, 200, severity="quarantine")],  # in February Newark reports 1,048 miles an hour
 )
 planes = p.table("planes", key="tailnum", schema={"tailnum": str, "year": int, "seats": int})
 

@@ -16,7 +16,11 @@ from engine.policy import Policy
 from engine.show import summary_of
 
 
-def summary(policies: dict[str, Policy], more: dict[str, Any] | None = None) -> str:
+def summary(
+    policies: dict[str, Policy],
+    more: dict[str, Any] | None = None,
+    expectations: list[dict[str, Any]] | None = None,
+) -> str:
     """The summary of a run in which models under these policies were asked nothing, but for what `more` says."""
     p = Pipeline("p")
     asked = p.source("asked", key="id", at="at", schema={"id": int, "at": pl.Datetime, "a": float})
@@ -28,7 +32,7 @@ def summary(policies: dict[str, Policy], more: dict[str, Any] | None = None) -> 
     figures = {"changes": 0, "dead_letters": 0, "late": 0, "sources": {}, "views": {}, "outputs": {}}
     models = {n: {**kept(m.spec, m.refresh).figures(), **(more or {}).get(n, {})} for n, m in p.models.items()}
     console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(summary_of(p, {**figures, "models": models}, 1.0, stopped=False))
+    console.print(summary_of(p, {**figures, "expectations": expectations or [], "models": models}, 1.0, stopped=False))
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
 
@@ -54,3 +58,21 @@ def test_a_warning_says_how_many_questions_were_answered_from_fewer_examples_tha
     text = summary(policies, {"late": {"fewer": 32, "questions": 1200}})
     warned = [line for line in text.splitlines() if line.startswith("warning:")]
     assert warned == ["warning: late: 32 of 1,200 questions were answered from fewer than 32 examples"]
+
+
+def test_expectations_that_were_not_met_are_in_a_table_of_their_own() -> None:
+    told = {"relation": "asked", "severity": "warn", "failures": 0, "failing": 0}
+    some = [
+        {**told, "expectation": "not_null(a)"},
+        {**told, "expectation": "between(a, 0, 1)", "failures": 1200, "failing": 3},
+        {**told, "expectation": "odd", "severity": "stop", "failures": 1, "failing": None},
+    ]
+    assert [" ".join(line.split()) for line in section(summary({}, expectations=some), TITLE)] == [
+        "relation, expectation severity rows that came there now",
+        "asked, between(a, 0, 1) warn 1,200 3",
+        "asked, odd stop 1 -",
+    ]
+    assert TITLE not in summary({}, expectations=some[:1])
+
+
+TITLE = "Expectations that were not met"

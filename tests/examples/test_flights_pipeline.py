@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import duckdb
+import polars as pl
 import pytest
 
 from engine.cli import load_pipeline
@@ -86,6 +87,19 @@ def test_what_is_served_does_not_depend_on_batches_or_workers(run: Run, tmp_path
             (run.out / f"{name}.jsonl").read_bytes().splitlines()
         )
     assert figures(again, None)["models"] == figures(run, None)["models"]
+
+
+def test_the_wrong_wind_of_the_year_is_put_aside() -> None:
+    p, folder = load_pipeline(FOLDER)
+    lines = (folder / "data" / "weather.jsonl").read_bytes()
+    weather = pl.read_ndjson(lines, infer_schema_length=None).with_columns(
+        pl.col("observed").str.to_datetime("%FT%TZ", time_zone="UTC")
+    )
+    assert len(weather) == 26115
+    (found,) = p.replay({"weather": weather}, 4000)["weather.quarantine"].rows(named=True)
+    assert (found["origin"], found["wind_speed"]) == ("EWR", 1048.36058)
+    assert found["observed"].isoformat() == "2013-02-12T08:00:00+00:00"
+    assert found["reason"] == "between(wind_speed, 0, 200)"
 
 
 def test_the_leak_claims_more_than_is_honest(run: Run) -> None:

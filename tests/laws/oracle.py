@@ -42,7 +42,11 @@ def query_of(case: Case) -> str:
 
 def oracle(case: Case, inputs: Sequence[pl.DataFrame]) -> list[Row]:
     """What the SQL gives for these inputs, as (at, pos, values) in order."""
-    sql = query_of(case)
+    return answer(case, inputs, query_of(case))
+
+
+def answer(case: Case, inputs: Sequence[pl.DataFrame], sql: str) -> list[Row]:
+    """What a query gives for these inputs, as (at, pos, values) in order."""
     tables = ", ".join(f"r{i} AS ({_values(f, s)})" for i, (f, s) in enumerate(zip(inputs, case.schemas, strict=True)))
     names = ", ".join(f'"{n}"' for n in (*case.out, "_at", "_pos"))
     found = _CONNECTION.execute(f"WITH {tables} SELECT {names} FROM ({sql})").fetchall()
@@ -182,6 +186,11 @@ def dedupe(case: Case) -> str:
     same = " AND ".join(f'b."{n}" IS NOT DISTINCT FROM a."{n}"' for n in op.by)
     near = "" if op.within is None else f" AND a._at - b._at <= {op.within}"
     return f"SELECT * FROM r0 a WHERE NOT EXISTS (FROM r0 b WHERE {same} AND (b._at, b._pos) < (a._at, a._pos){near})"
+
+
+@query
+def repeats(case: Case) -> str:
+    return f"SELECT * FROM r0 EXCEPT ALL ({dedupe(case)})"
 
 
 @query
