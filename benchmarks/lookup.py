@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ rows = p.view(
 p.sink("rows", rows)
 """
 CONNECTIONS = 8
+_FIRST = 4000
+"""Events that are there from the start."""
+_SPARE = 15
+"""Seconds of events beside those of the lookups."""
 
 
 def project(folder: Path, lookup: bool) -> Path:
@@ -91,8 +96,8 @@ def throughput(folder: Path, events: Path) -> float:
 
 
 def feed(events: Path, path: Path, rate: float) -> None:
-    """Append the events to a file at a steady rate, every 10 ms those that are due, and so on from the beginning."""
-    lines = events.read_bytes().splitlines(keepends=True)
+    """Append the events to a file at a steady rate, every 10 ms those that are due."""
+    lines = events.read_bytes().splitlines(keepends=True)[_FIRST:]
     with path.open("ab", buffering=0) as file:
         began, done = time.perf_counter(), 0
         while done < len(lines):
@@ -170,22 +175,26 @@ def main() -> None:
             f"to the end of {args.events:,} events: {plain:,.0f} a second without lookups, {kept:,.0f} with; "
             f"{1e9 / kept - 1e9 / plain:,.0f} ns more for each. The store itself: {per_change():,.0f} ns"
         )
+        with console.status("events for a live run"):
+            write(events, int(kept / 2 * (args.seconds + _SPARE)))
         measure(console, base, events, kept / 2, args.rate, args.seconds)
 
 
 def measure(console: Console, base: Path, events: Path, feeding: float, rate: int, seconds: float) -> None:
     """Lookups beside a worker at that rate of events, and beside one that has nothing to do."""
     folder = project(base / "live", True)
-    (folder / "payments.jsonl").touch()
-    cards = [json.loads(line)["card_id"] for line in events.read_bytes().splitlines()[: rate * 20]]
+    with events.open("rb") as lines:
+        (folder / "payments.jsonl").write_bytes(b"".join(islice(lines, _FIRST)))
+    with events.open("rb") as lines:
+        cards = [json.loads(line)["card_id"] for line in islice(lines, rate * 10)]
     port = 20_000 + os.getpid() % 10_000
     table = Table("", "lookups/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "most ms", title="latency of a lookup")
     spawn = multiprocessing.get_context("spawn")
     with subprocess.Popen(worker(folder, "--follow", "--port", port)) as process:
         fed = spawn.Process(target=feed, args=(events, folder / "payments.jsonl", feeding))
         try:
-            fed.start()
             _wait(f"http://127.0.0.1:{port}/views/rows/{cards[0]}")
+            fed.start()
             time.sleep(3)
             for name in ("at half of its throughput", "with nothing to do"):
                 told, sent = spawn.Pipe(False)
@@ -201,11 +210,12 @@ def measure(console: Console, base: Path, events: Path, feeding: float, rate: in
                 if fed.is_alive() and name.startswith("at"):
                     fed.terminate()
                     fed.join()
-                    time.sleep(3)
+                    time.sleep(5)
                 elif name.startswith("at"):
-                    raise SystemExit("the events ended before the lookups; give more --events or fewer --seconds")
+                    raise SystemExit("the events ended before the lookups: the machine is too busy")
         finally:
-            fed.terminate()
+            if fed.pid is not None:
+                fed.terminate()
             process.send_signal(signal.SIGTERM)
     console.print(f"events at {feeding:,.0f} a second; {CONNECTIONS} connections")
     console.print(table)

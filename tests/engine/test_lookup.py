@@ -114,7 +114,7 @@ def fed(changes: Sequence[Change], cuts: Sequence[int], key: Sequence[str], rest
             kept.restore(pickle.loads(saved))
         kept.apply(delta_of(changes[a:b]), min(h for _, h, _ in changes[a:b]))
         assert holds(kept, every(key)) == twin(changes[:b], key)
-        assert len(kept) == len(twin(changes[:b], key)) <= kept.rows
+        assert len(kept) == len(twin(changes[:b], key)) <= kept.rows <= sum(w for w, _, _ in changes[:b])
     return kept
 
 
