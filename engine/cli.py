@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from engine.bind import Inputs, UnreachableError, check_bindings, check_lags, set_policies
 from engine.cluster import supervise
 from engine.compare import compare as compare_policies
+from engine.draw import as_json, drawing, svg, text
 from engine.erase import finish
 from engine.export import export as write
 from engine.flow import FlowError, Published, Run
@@ -130,6 +131,27 @@ def check(pipeline: PipelineArg, refresh: RefreshOption = None) -> None:
         _fail(error, 2)
     console.print(graph_of(p))
     _warn(p)
+
+
+@app.command(epilog="Examples: freshet graph examples/flights · freshet graph examples/flights --svg flights.svg")
+def graph(
+    pipeline: PipelineArg,
+    svg_file: Annotated[
+        Path | None, typer.Option("--svg", help="Write the drawing to this file, as SVG.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with all that is known of each part.")] = False,
+) -> None:
+    """Draw a pipeline: sources and tables, views, models and sinks, and what each is made of."""
+    p = _as_set(pipeline)
+    if svg_file is not None:
+        try:
+            svg_file.write_text(svg(drawing(p)), encoding="utf-8")
+        except OSError as error:
+            _fail(f"cannot write {str(svg_file)!r}: {error.strerror}", 1)
+    if json:
+        print(orjson.dumps(as_json(drawing(p)), option=orjson.OPT_INDENT_2).decode())
+    elif svg_file is None:
+        print(text(p))
 
 
 def _warn(p: Pipeline) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from engine.draw import drawing, svg
 from engine.graph import DELETED, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
 from engine.policy import Policy, check_model, immediate
@@ -53,6 +54,9 @@ class Pipeline(Graph):
     def __init__(self, name: str, prepare: Callable[[Path], object] | None = None) -> None:
         super().__init__(_name(name, "a pipeline"))
         self.prepare = prepare
+
+    def _repr_html_(self) -> str:
+        return svg(drawing(self))
 
     def source(
         self,
