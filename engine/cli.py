@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -20,8 +21,10 @@ from typing import Annotated, Any, NoReturn, cast
 import orjson
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from engine.ask import AskError, ask
 from engine.bind import Inputs, UnreachableError, check_bindings, check_lags, set_policies
 from engine.cluster import supervise
 from engine.compare import compare as compare_policies
@@ -45,10 +48,11 @@ from engine.recovery import State, claim, sealed
 from engine.report import figures, history, readiness, standing
 from engine.seal import SealError
 from engine.server import serve
-from engine.settings import Settings, SettingsError, instant, load, token_for
-from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, summary_of, versions_of
+from engine.settings import TOKEN, Settings, SettingsError, instant, load, token_for
+from engine.show import comparison_of, fitting, forgotten_of, graph_of, logs_of, status_of, summary_of, versions_of
 from engine.sink import SinkError, begin
 from engine.spec import warnings
+from engine.status import pages, shell
 from engine.versions import VersionError, Versions
 from operators.operator import DefinitionError
 
@@ -340,10 +344,14 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
         try:
             server = serve(
                 settings.port,
-                {"/metrics": exposition(lambda: (figures(live, live.now()), live.live))},
+                {
+                    "/metrics": exposition(lambda: (figures(live, live.now()), live.live)),
+                    **pages(live, time.time_ns() // 1000),
+                },
                 lambda: readiness(live),
                 settings.host,
                 token_for(settings),
+                shell(),
             )
         except OSError as error:
             held.release()
@@ -357,7 +365,8 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
         sinks=" ".join(f"{n}:{settings.sinks[n].topic if n in settings.sinks else 'file'}" for n in live.graph.sinks),
         state="new" if held.fresh else "resumed",
         epoch=settings.epoch,
-        metrics="none" if server is None else _url(server),
+        metrics="none" if server is None else f"{_url(server)}/metrics",
+        page="none" if server is None else f"{_url(server)}/",
     )
     thread, failed = _begin(live)
     _watch(live, thread, quiet, log, parent)
@@ -384,7 +393,7 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
 
 def _url(server: ThreadingHTTPServer) -> str:
     host, port = str(server.server_address[0]), server.server_address[1]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 _LEAVE = 8.0
@@ -558,6 +567,48 @@ def rollback(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command(epilog="Examples: freshet status · freshet status http://worker:9310 --json")
+def status(
+    url: Annotated[
+        str, typer.Argument(help="Where the worker answers; its token is taken from FRESHET_TOKEN.")
+    ] = "http://127.0.0.1:9310",
+    json: Annotated[bool, typer.Option("--json", help="Print all figures once, as JSON.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the table once, instead of keeping it up to date.")
+    ] = False,
+) -> None:
+    """Show how a worker stands: its sources, views and models, kept up to date until Ctrl-C.
+
+    The same and more is on the page that the worker serves at that address.
+    """
+    token = os.environ.get(TOKEN, "")
+    try:
+        told = ask(url, token)
+        if json:
+            print(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
+        elif once:
+            console.print(status_of(told, {}))
+        else:
+            _keep_showing(url, token, told)
+    except AskError as error:
+        _fail(error, 1)
+
+
+def _keep_showing(url: str, token: str, told: dict[str, Any]) -> None:
+    """The table, once a second, with the rates since the look before; it ends by Ctrl-C, or when the worker is gone."""
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as shown:
+        before, at, rates = told, time.monotonic(), dict[str, float]()
+        while True:
+            shown.update(status_of(told, rates), refresh=True)
+            time.sleep(1)
+            told, now = ask(url, token), time.monotonic()
+            if told["started"] == before["started"]:
+                rates = {
+                    n: (s["changes"] - before["sources"][n]["changes"]) / (now - at) for n, s in told["sources"].items()
+                }
+            before, at = told, now
 
 
 @app.command(epilog="Examples: freshet forget cards card=4711 · freshet forget cards customer=17 --remove")

@@ -32,7 +32,7 @@ MARKS: dict[str, str] = {
 """The sign of each kind in a terminal."""
 
 HIGH, _WAY, _GAP, _BETWEEN, _EDGE = 72, 18, 22, 60, 8
-_LEAST, _MOST, _PAD, _LETTER, _SMALL, _HEAD = 148, 236, 18, 7.8, 6.6, 8
+_LEAST, _MOST, _PAD, _LETTER, _SMALL, _HEAD = 164, 236, 18, 7.8, 6.6, 8
 """Pixels: of a box the height, of what passes a column the height; between boxes and between columns; the margin; of a
 box the least and the greatest width, and what it keeps free within; a letter, a small one; the head of an arrow."""
 
@@ -159,10 +159,10 @@ def _path(route: Sequence[Place], laid: Layers, left: Sequence[float], wide: Seq
 _STYLE = """
 .freshet { font: 13px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; --paper: #fff; --ink: #17202b;
   --soft: #5b6775; --line: #d5dbe2; --arrow: #9aa6b4; --source: #2463b4; --table: #0e7490; --view: #0f766e;
-  --model: #8b3fa8; --predictions: #a3357f; --training: #6d5bd0; --sink: #946200; }
+  --model: #8b3fa8; --predictions: #a3357f; --training: #6d5bd0; --sink: #64748b; }
 @media (prefers-color-scheme: dark) { .freshet { --paper: #14181d; --ink: #e7ebf0; --soft: #9aa6b4; --line: #333c46;
   --arrow: #66727f; --source: #7db1f5; --table: #5fc7de; --view: #5ec9bd; --model: #cf9be6; --predictions: #ee95cc;
-  --training: #a99df0; --sink: #e0b34d; } }
+  --training: #a99df0; --sink: #94a3b8; } }
 .freshet .paper { fill: var(--paper); } .freshet .box { fill: var(--paper); stroke: var(--line); }
 .freshet text { fill: var(--soft); font-size: 11px; }
 .freshet .name { fill: var(--ink); font-size: 13px; font-weight: 600; }
@@ -208,7 +208,7 @@ def clipped(text: str, wide: float, letter: float) -> str:
     >>> clipped("departures", 100, 10)
     'depar…'
     """
-    most = int((wide - 2 * _PAD) // letter)
+    most = int((wide - 2 * _PAD) / letter + 1e-6)
     return text if len(text) <= most else text[: max(most - 1, 1)] + "…"
 
 

@@ -149,7 +149,7 @@ class Model:
         """What is to be said of it."""
         return {
             "questions": self.questions,
-            "answers": self.answers,
+            "answers": self.answers.removesuffix(".latest"),
             "key": ", ".join(self.spec.key),
             "predicts": self.spec.label,
             "from": ", ".join(self.spec.features),

@@ -18,6 +18,7 @@ from engine.graph import DEAD_LETTERS, EXTRA, LATE, Graph, Sink
 from engine.messages import messages
 from engine.pack import Headers
 from engine.plan import roots
+from engine.recent import Recent
 from engine.sink import Files, SinkError
 from operators.delta import Delta
 
@@ -51,7 +52,7 @@ class Publish:
 
     number: the last batch. rows: for each view (rows inserted, rows retracted). contained: for each source the
     watermark, read: the number of changes, of which every view contains all, but for those that come after a deferred
-    one. held, counts: see `Batch`.
+    one. held, counts: see `Batch`. recent: the newest changes, for whoever looks.
 
     sent: the sinks that are topics, and what takes their messages, made with its saved state.
     """
@@ -74,6 +75,7 @@ class Publish:
         self.held: dict[str, tuple[dict[str, int], int]] = {}
         self.forgotten: dict[str, tuple[int, int]] = {}
         self.counts: dict[str, dict[str, int]] = {}
+        self.recent = Recent()
         lengths = offsets = None
         if state is not None:
             self.number, self.rows, self.contained, self.read, self.held, lengths, offsets = state
@@ -91,6 +93,7 @@ class Publish:
         for name in self.graph.views:
             weight = batch.deltas[name].weight
             retracted = int((weight < 0).sum())
+            self.recent.take(name, batch.deltas[name])
             before = self.rows[name]
             self.rows[name] = (before[0] + len(weight) - retracted, before[1] + retracted)
             if batch.forgotten is not None:
@@ -106,6 +109,8 @@ class Publish:
                     at = None if "at" in sink.schema else "at"
                     self.files.write(sink.name, encode(delta, sink.schema, at=at, weight="weight" not in sink.schema))
         for name, lines in ((DEAD_LETTERS, batch.dead), (LATE, batch.late)):
+            if lines:
+                self.recent.take_lines(name, lines)
             if lines and name in self._sent and self.topics is not None:
                 self.topics.write(name, *_letters(lines))
             elif lines:

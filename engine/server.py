@@ -2,7 +2,8 @@
 
 Who may ask: on the loopback address whoever is on this machine, but no page of a browser that was led here by a name
 (the `Host` must be a loopback one). With a token whoever has it; `/healthz` and `/readyz` answer the others, too, and
-tell them no more than whether and where in its life the worker is. A request has a few seconds and a few kilobytes.
+tell them no more than whether and where in its life the worker is. A browser brings no token with the first page, so
+that page, `/`, goes to everyone, holds no data and asks for it. A request has a few seconds and a few kilobytes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,17 @@ from engine.settings import is_loopback
 
 
 class Answer(NamedTuple):
-    """What a request is answered."""
+    """What a request is answered. policy: what a browser may do with it (`Content-Security-Policy`)."""
 
     status: int
     body: bytes
     kind: str = "text/plain; charset=utf-8"
+    policy: str = "default-src 'none'; frame-ancestors 'none'"
+
+
+def as_json(told: Any) -> Answer:
+    """JSON values as an answer."""
+    return Answer(200, orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE), "application/json")
 
 
 _HEAD, _SECONDS, _AT_ONCE = 8192, 5.0, 16
@@ -83,18 +90,20 @@ def serve(
     ready: Callable[[], tuple[bool, dict[str, Any]]],
     host: str = "127.0.0.1",
     token: str = "",
+    shell: Answer | None = None,
 ) -> ThreadingHTTPServer:
     """Serve `/healthz`, `/readyz` and pages in a thread of its own. On the loopback address a free port is taken
     when `port` is not; elsewhere others know the port, and it raises `OSError`.
 
     pages: by path, what it is answered. ready: whether it does its work, and what to tell of that.
     token: what `Authorization: Bearer` must bring to see more than `ready` and `phase`; elsewhere than on the
-    loopback address it must not be empty.
+    loopback address it must not be empty. shell: what `/` is answered, by status 401 where a token is expected and not
+    brought.
     """
     local = is_loopback(host)
     if not (local or token):
         raise ValueError(f"{host!r} is served without a token; expected one, or the loopback address")
-    known_paths = ", ".join([*pages, "/healthz", "/readyz"])
+    known_paths = ", ".join([*([] if shell is None else ["/"]), *pages, "/healthz", "/readyz"])
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -109,6 +118,8 @@ def serve(
             path, known = self.path.partition("?")[0], not token or self._has_token()
             if local and not is_loopback(_name(self.headers.get("Host", ""))):
                 self._answer(Answer(403, b"the Host is none of this machine; ask for 127.0.0.1 or localhost\n"))
+            elif path == "/" and shell is not None:
+                self._answer(shell if known else shell._replace(status=401))
             elif path in pages and not known:
                 self._answer(Answer(401, b"expected the token of the worker, as Authorization: Bearer TOKEN\n"))
             elif path in pages:
@@ -116,8 +127,7 @@ def serve(
             elif path in ("/healthz", "/readyz"):
                 good, told = ready()
                 told = told if known else {"ready": good, "phase": told.get("phase")}
-                body = orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
-                self._answer(Answer(200 if good or path == "/healthz" else 503, body, "application/json"))
+                self._answer(as_json(told)._replace(status=200 if good or path == "/healthz" else 503))
             else:
                 self._answer(Answer(404, f"not found; there are {known_paths}\n".encode()))
 
@@ -131,6 +141,10 @@ def serve(
             self.send_header("Content-Type", answer.kind)
             self.send_header("Content-Length", str(len(answer.body)))
             self.send_header("Connection", "close")
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("Content-Security-Policy", answer.policy)
+            self.send_header("Referrer-Policy", "no-referrer")
+            self.send_header("X-Content-Type-Options", "nosniff")
             if answer.status == 401:
                 self.send_header("WWW-Authenticate", "Bearer")
             self.end_headers()
