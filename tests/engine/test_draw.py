@@ -80,6 +80,13 @@ def test_boxes_do_not_overlap_and_arrows_go_from_left_to_right(n: int) -> None:
     check(drawn)
 
 
+def test_a_pipeline_with_nothing_in_it_is_drawn() -> None:
+    drawn = drawing(Pipeline("nothing"))
+    assert (drawn.boxes, drawn.arrows) == ((), ())
+    ElementTree.fromstring(svg(drawn))
+    assert text(Pipeline("nothing")).strip() == ""
+
+
 def test_the_parts_of_a_pipeline_and_what_each_is_made_of() -> None:
     p = two()
     drawn = drawing(p)
