@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -20,13 +21,15 @@ from typing import Annotated, Any, NoReturn, cast
 import orjson
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from engine.answer import MOST, Views
-from engine.asking import NoAnswerError, ask
+from engine.ask import AskError, ask
 from engine.bind import Inputs, UnreachableError, check_alone, check_bindings, check_lags, set_policies
 from engine.cluster import supervise
 from engine.compare import compare as compare_policies
+from engine.draw import as_json, drawing, svg, text
 from engine.erase import finish
 from engine.expect import ExpectationError
 from engine.export import export as write
@@ -45,13 +48,24 @@ from engine.pipeline import Pipeline
 from engine.policy import parse
 from engine.publish import outputs
 from engine.recovery import State, claim, sealed
-from engine.report import figures, history, look, readiness, standing_of, status
+from engine.report import figures, history, look, readiness, standing_of
 from engine.seal import SealError
-from engine.server import Answer, as_json, serve
-from engine.settings import Settings, SettingsError, instant, load, token_for
-from engine.show import comparison_of, fitting, forgotten_of, freshness_of, graph_of, logs_of, summary_of, versions_of
+from engine.server import Answer, serve
+from engine.settings import TOKEN, Settings, SettingsError, instant, load, token_for
+from engine.show import (
+    comparison_of,
+    fitting,
+    forgotten_of,
+    freshness_of,
+    graph_of,
+    logs_of,
+    status_of,
+    summary_of,
+    versions_of,
+)
 from engine.sink import SinkError, begin
 from engine.spec import warnings
+from engine.status import pages, shell
 from engine.versions import VersionError, Versions
 from operators.operator import DefinitionError
 
@@ -134,6 +148,27 @@ def check(pipeline: PipelineArg, refresh: RefreshOption = None) -> None:
         _fail(error, 2)
     console.print(graph_of(p))
     _warn(p)
+
+
+@app.command(epilog="Examples: freshet graph examples/flights · freshet graph examples/flights --svg flights.svg")
+def graph(
+    pipeline: PipelineArg,
+    svg_file: Annotated[
+        Path | None, typer.Option("--svg", help="Write the drawing to this file, as SVG.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with all that is known of each part.")] = False,
+) -> None:
+    """Draw a pipeline: sources and tables, views, models and sinks, and what each is made of."""
+    p = _as_set(pipeline)
+    if svg_file is not None:
+        try:
+            svg_file.write_text(svg(drawing(p)), encoding="utf-8")
+        except OSError as error:
+            _fail(f"cannot write {str(svg_file)!r}: {error.strerror}", 1)
+    if json:
+        print(orjson.dumps(as_json(drawing(p)), option=orjson.OPT_INDENT_2).decode())
+    elif svg_file is None:
+        print(text(p))
 
 
 def _warn(p: Pipeline) -> None:
@@ -328,13 +363,14 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
                 settings.port,
                 {
                     "/metrics": exposition(lambda: (figures(live, live.now()), live.live)),
-                    "/status.json": lambda: as_json(status(live, live.now())),
                     "/openapi.json": lambda: Answer(200, openapi, "application/json"),
+                    **pages(live, time.time_ns() // 1000),
                 },
                 lambda: readiness(live),
                 settings.host,
                 token,
                 {"/views/": Views(live)},
+                shell(),
             )
         except OSError as error:
             held.release()
@@ -348,7 +384,8 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
         sinks=" ".join(f"{n}:{settings.sinks[n].topic if n in settings.sinks else 'file'}" for n in live.graph.sinks),
         state="new" if held.fresh else "resumed",
         epoch=settings.epoch,
-        metrics="none" if server is None else _url(server),
+        metrics="none" if server is None else f"{_url(server)}/metrics",
+        page="none" if server is None else f"{_url(server)}/",
     )
     thread, failed = _begin(live)
     _watch(live, thread, quiet, log, parent)
@@ -375,7 +412,7 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
 
 def _url(server: ThreadingHTTPServer) -> str:
     host, port = str(server.server_address[0]), server.server_address[1]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 _LEAVE = 8.0
@@ -449,8 +486,8 @@ def freshness(
     Fails when one is past its error_after, or no worker answers: for cron and CI. A token comes from FRESHET_TOKEN.
     """
     try:
-        told = ask(worker, "/status.json")
-    except NoAnswerError as error:
+        told = ask(worker, os.environ.get(TOKEN, ""))
+    except AskError as error:
         _fail(error, 1)
     if as_told:
         keep = ("lag_seconds", "target_lag_seconds", "warn_after_seconds", "error_after_seconds", "state")
@@ -578,6 +615,48 @@ def rollback(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command(epilog="Examples: freshet status · freshet status http://worker:9310 --json")
+def status(
+    url: Annotated[
+        str, typer.Argument(help="Where the worker answers; its token is taken from FRESHET_TOKEN.")
+    ] = "http://127.0.0.1:9310",
+    json: Annotated[bool, typer.Option("--json", help="Print all figures once, as JSON.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the table once, instead of keeping it up to date.")
+    ] = False,
+) -> None:
+    """Show how a worker stands: its sources, views and models, kept up to date until Ctrl-C.
+
+    The same and more is on the page that the worker serves at that address.
+    """
+    token = os.environ.get(TOKEN, "")
+    try:
+        told = ask(url, token)
+        if json:
+            print(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
+        elif once:
+            console.print(status_of(told, {}))
+        else:
+            _keep_showing(url, token, told)
+    except AskError as error:
+        _fail(error, 1)
+
+
+def _keep_showing(url: str, token: str, told: dict[str, Any]) -> None:
+    """The table, once a second, with the rates since the look before; it ends by Ctrl-C, or when the worker is gone."""
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as shown:
+        before, at, rates = told, time.monotonic(), dict[str, float]()
+        while True:
+            shown.update(status_of(told, rates), refresh=True)
+            time.sleep(1)
+            told, now = ask(url, token), time.monotonic()
+            if told["started"] == before["started"]:
+                rates = {
+                    n: (s["changes"] - before["sources"][n]["changes"]) / (now - at) for n, s in told["sources"].items()
+                }
+            before, at = told, now
 
 
 @app.command(epilog="Examples: freshet forget cards card=4711 · freshet forget cards customer=17 --remove")

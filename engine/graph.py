@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from engine.card import card
 from engine.freshness import Bounds
-from engine.policy import Deferred, Immediate, Policy, check_model, check_view
+from engine.policy import Deferred, Immediate, Policy, check_model, check_view, duration
 from engine.spec import ModelSpec
 from engine.spec import definition as model_definition
 from operators.delta import BOOL, Schema
@@ -76,6 +77,25 @@ class Source:
             **({"erasable": True} if self.erasable else {}),
         }
 
+    @property
+    def kind(self) -> Literal["source", "table"]:
+        """What it is, in a word."""
+        return "table" if self.table else "source"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is to be said of it, but for its columns."""
+        return {
+            "key": ", ".join(self.key),
+            "event time": self.at or "when known",
+            "takes": "inserts" if self.append_only else "inserts, updates and deletes",
+            "lateness": duration(self.lateness) or "none",
+            **({"idle after": duration(self.idle_after) or ""} if self.idle_after is not None else {}),
+        }
+
+    def _repr_html_(self) -> str:
+        return card(f"{self.kind} {self.name}", self.facts, self.columns)
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -106,6 +126,14 @@ class View:
     refresh: Policy = IMMEDIATE
     declared: Bounds = NOTHING_DECLARED
     lookup: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is to be said of it, but for its columns."""
+        return {"key": ", ".join(self.key) or "none", "refresh": str(self.refresh)}
+
+    def _repr_html_(self) -> str:
+        return card(f"view {self.name}", self.facts, self.schema)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +181,23 @@ class Model:
     predictions: View
     training: View
     declared: Bounds = NOTHING_DECLARED
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is to be said of it."""
+        return {
+            "questions": self.questions,
+            "answers": self.answers.removesuffix(".latest"),
+            "key": ", ".join(self.spec.key),
+            "predicts": self.spec.label,
+            "from": ", ".join(self.spec.features),
+            "refresh": str(self.refresh),
+            "waits": duration(self.spec.wait) or "not at all",
+            **({"guards": ", ".join(g.name for g in self.spec.guards)} if self.spec.guards else {}),
+        }
+
+    def _repr_html_(self) -> str:
+        return card(f"model {self.name}", self.facts, self.predictions.schema)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from engine.draw import drawing, svg
 from engine.freshness import Bounds
 from engine.graph import AS_OF, DELETED, Expected, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
@@ -93,6 +94,9 @@ class Pipeline(Graph):
     def __init__(self, name: str, prepare: Callable[[Path], object] | None = None) -> None:
         super().__init__(_name(name, "a pipeline"))
         self.prepare = prepare
+
+    def _repr_html_(self) -> str:
+        return svg(drawing(self))
 
     def source(
         self,

@@ -18,6 +18,7 @@ from engine.graph import DEAD_LETTERS, EXTRA, LATE, Graph, Sink
 from engine.messages import messages
 from engine.pack import Headers
 from engine.plan import roots
+from engine.recent import Recent
 from engine.sink import Files, SinkError
 from operators.delta import Delta
 
@@ -61,6 +62,7 @@ class Publish:
     watermark, read: the number of changes, of which every view contains all, but for those that come after a deferred
     one. held, counts: see `Batch`. failures: by relation and expectation (rows that came and did not meet it, those
     that are there). The latter is None for one that was not declared from the start: it has not seen all that is there.
+    recent: the newest changes, for whoever looks.
 
     sent: the sinks that are topics, and what takes their messages, made with its saved state.
     """
@@ -83,6 +85,7 @@ class Publish:
         self.held: dict[str, tuple[dict[str, int], int]] = {}
         self.forgotten: dict[str, tuple[int, int]] = {}
         self.counts: dict[str, dict[str, int]] = {}
+        self.recent = Recent()
         lengths = offsets = None
         judged: dict[Failing, tuple[int, int | None]] = {}
         if state is not None:
@@ -104,6 +107,7 @@ class Publish:
         for name in self.graph.views:
             weight = batch.deltas[name].weight
             retracted = int((weight < 0).sum())
+            self.recent.take(name, batch.deltas[name])
             before = self.rows[name]
             self.rows[name] = (before[0] + len(weight) - retracted, before[1] + retracted)
             if batch.forgotten is not None:
@@ -123,6 +127,8 @@ class Publish:
                     at = None if "at" in sink.schema else "at"
                     self.files.write(sink.name, encode(delta, sink.schema, at=at, weight="weight" not in sink.schema))
         for name, lines in ((DEAD_LETTERS, batch.dead), (LATE, batch.late)):
+            if lines:
+                self.recent.take_lines(name, lines)
             if lines and name in self._sent and self.topics is not None:
                 self.topics.write(name, *_letters(lines))
             elif lines:

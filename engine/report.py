@@ -198,11 +198,6 @@ def look(run: Run, now: int) -> None:
         run.on_time.look(now, {n: (declared[n], f.lag) for n, f in freshness_of(run, now).items()})
 
 
-def status(run: Run, now: int | None) -> dict[str, Any]:
-    """What a worker tells of itself while it runs: its figures, and where in its life it is."""
-    return {"time": instant(now), "phase": "live" if run.live else "backfill", **figures(run, now)}
-
-
 def worker(run: Run) -> dict[str, Any]:
     """How a process works: what it waits for, what its steps took, when state was saved (by the one that reads)."""
     kept = run.checkpoints

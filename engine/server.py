@@ -2,7 +2,8 @@
 
 Who may ask: on the loopback address whoever is on this machine, but no page of a browser that was led here by a name
 (the `Host` must be a loopback one). With a token whoever has it; `/healthz` and `/readyz` answer the others, too, and
-tell them no more than whether and where in its life the worker is. A request has a few seconds and a few kilobytes,
+tell them no more than whether and where in its life the worker is. A browser brings no token with the first page, so
+that page, `/`, goes to everyone, holds no data and asks for it. A request has a few seconds and a few kilobytes,
 one that is posted a megabyte. A connection is kept open for a few seconds, so that a client may ask again; there are
 places for those that have asked nothing yet, so that those that stay open keep nobody out.
 """
@@ -27,15 +28,16 @@ from engine.settings import is_loopback
 
 
 class Answer(NamedTuple):
-    """What a request is answered."""
+    """What a request is answered. policy: what a browser may do with it (`Content-Security-Policy`)."""
 
     status: int
     body: bytes
     kind: str = "text/plain; charset=utf-8"
+    policy: str = "default-src 'none'; frame-ancestors 'none'"
 
 
 def as_json(told: Any) -> Answer:
-    """Plain values as an answer."""
+    """JSON values as an answer."""
     return Answer(200, orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE), "application/json")
 
 
@@ -139,6 +141,7 @@ def serve(
     host: str = "127.0.0.1",
     token: str = "",
     below: Mapping[str, Callable[[Asked], Answer]] | None = None,
+    shell: Answer | None = None,
 ) -> ThreadingHTTPServer:
     """Serve `/healthz`, `/readyz` and pages in a thread of its own. On the loopback address a free port is taken
     when `port` is not; elsewhere others know the port, and it raises `OSError`.
@@ -146,13 +149,14 @@ def serve(
     pages: by path, what it is answered. ready: whether it does its work, and what to tell of that.
     token: what `Authorization: Bearer` must bring to see more than `ready` and `phase`; elsewhere than on the
     loopback address it must not be empty. below: by the beginning of a path, which ends in "/", what all requests
-    below it are answered, also posted ones.
+    below it are answered, also posted ones. shell: what `/` is answered, by status 401 where a token is expected and
+    not brought.
     """
     local = is_loopback(host)
     if not (local or token):
         raise ValueError(f"{host!r} is served without a token; expected one, or the loopback address")
     prefixes = below or {}
-    known_paths = ", ".join([*pages, *prefixes, "/healthz", "/readyz"])
+    known_paths = ", ".join([*([] if shell is None else ["/"]), *pages, *prefixes, "/healthz", "/readyz"])
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -175,6 +179,8 @@ def serve(
             path, self.known = self.path.partition("?")[0], self._is_known()
             if self._is_strange():
                 self._answer(_STRANGE)
+            elif path == "/" and shell is not None:
+                self._answer(shell if self.known else shell._replace(status=401))
             elif (path in pages or self._below(path)) and not self.known:
                 self._answer(_UNKNOWN)
             elif path in pages:
@@ -184,8 +190,7 @@ def serve(
             elif path in ("/healthz", "/readyz"):
                 good, told = ready()
                 told = told if self.known else {"ready": good, "phase": told.get("phase")}
-                body = orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
-                self._answer(Answer(200 if good or path == "/healthz" else 503, body, "application/json"))
+                self._answer(as_json(told)._replace(status=200 if good or path == "/healthz" else 503))
             else:
                 self._answer(Answer(404, f"not found; there are {known_paths}\n".encode()))
 
@@ -234,6 +239,10 @@ def serve(
                 f"Date: {self.date_time_string()}",
                 f"Content-Type: {answer.kind}",
                 f"Content-Length: {len(answer.body)}",
+                "Cache-Control: no-store",
+                f"Content-Security-Policy: {answer.policy}",
+                "Referrer-Policy: no-referrer",
+                "X-Content-Type-Options: nosniff",
                 *(["Connection: close"] if self.close_connection else []),
                 *(["WWW-Authenticate: Bearer"] if answer.status == 401 else []),
             ]

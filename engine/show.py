@@ -436,3 +436,49 @@ def comparison_of(found: Mapping[str, Any]) -> RenderableType:
         )
     failed = [Text(f"{r['policy']} failed: {r['failed']}") for r in found["policies"] if r["failed"] is not None]
     return Group(Text(), table, *failed, Text(found["advice"]))
+
+
+_STATES = {"fresh": "green", "behind": "yellow", "backfill": "blue", "idle": "dim", "failed": "bold red"}
+
+
+def status_of(told: Mapping[str, Any], rates: Mapping[str, float]) -> RenderableType:
+    """How a worker stands, by its `/status.json`. rates: changes a second, of sources of which that is known."""
+
+    def state(id_: str) -> Text:
+        return Text(told["states"][id_]["state"], style=_STATES[told["states"][id_]["state"]])
+
+    head = Text.assemble(
+        (told["pipeline"], "bold"),
+        f": {told['phase']}, {told['changes']:,} changes, {told['dead_letters']:,} dead letters",
+    )
+    if told["failed"] is not None:
+        head.append(f", {told['failed']}", "bold red")
+    if told["brokers"] != "answer":
+        head.append(f", brokers are {told['brokers']}", "yellow")
+    sources = _table("Sources", "source", "state", "changes", "rate", "late", "dead letters", "watermark")
+    for name, s in told["sources"].items():
+        kind = "source" if f"source {name}" in told["states"] else "table"
+        rate = f"{rates[name]:,.1f}/s" if name in rates else "-"
+        counts = (number(s["late"]), number(s["dead_letters"]))
+        sources.add_row(name, state(f"{kind} {name}"), number(s["changes"]), rate, *counts, _minute(s["watermark"]))
+    views = _table("Views", "view", "state", "rows", "local", "global", "age", "pending", "why")
+    ids = {f"{m}.{kind}": f"{kind} {m}" for m in told["models"] for kind in ("predictions", "training")}
+    for name, v in told["views"].items():
+        mine = ids.get(name, f"view {name}")
+        lags = (times(v[n]) for n in ("local_lag_seconds", "global_lag_seconds", "age_seconds"))
+        views.add_row(
+            name,
+            state(mine),
+            number(v["rows"]),
+            *lags,
+            number(v["pending_changes"]),
+            told["states"][mine]["why"] or "-",
+        )
+    parts: list[RenderableType] = [head, Text(), sources, Text(), views]
+    if told["models"]:
+        models = _table("Models", "model", "state", "questions", "answers", "waiting", "version")
+        for name, m in told["models"].items():
+            counts_ = (number(m[n]) for n in ("questions", "answers", "waiting"))
+            models.add_row(name, state(f"model {name}"), *counts_, m.get("version") or "-")
+        parts += [Text(), models]
+    return Group(*parts)

@@ -1,4 +1,7 @@
-"""One Kafka broker for all workers of a test run, started by the first test that needs one, stopped at the end."""
+"""One Kafka broker for all workers of a test run, started by the first test that needs one, stopped at the end.
+
+What was not run for want of a program is said at the end, a line for each reason.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from deploy.broker.broker import Broker
 FOLDER = "FRESHET_TEST_BROKER"
 """The environment variable by which workers know the folder of the broker."""
 
-NOT_RUN = ("Kafka", "Prometheus")
-"""How the reasons of tests begin, before a colon, that were skipped for want of something."""
+NOT_RUN = {"Kafka: ": "with Kafka", "Prometheus: ": "with Prometheus", "a browser: ": "of the page"}
+"""How the reason of a test begins that was skipped for want of a program; what such tests are called."""
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -38,6 +41,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [r for r in terminalreporter.stats.get("skipped", ()) if isinstance(r.longrepr, tuple)]
     reasons = [r.longrepr[2].removeprefix("Skipped: ") for r in reports]
-    told = [(what, r.removeprefix(f"{what}: ")) for r in reasons for what in NOT_RUN if r.startswith(f"{what}: ")]
-    for (what, reason), times in Counter(told).items():
-        terminalreporter.write_line(f"{times} tests with {what} were not run: {reason}", yellow=True)
+    for begins, called in NOT_RUN.items():
+        for reason, times in Counter(r.removeprefix(begins) for r in reasons if r.startswith(begins)).items():
+            terminalreporter.write_line(f"{times} tests {called} were not run: {reason}", yellow=True)
