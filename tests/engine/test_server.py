@@ -39,6 +39,7 @@ FIGURES: dict[str, Any] = {
     "views": {},
     "steps": {},
     "models": {},
+    "expectations": [],
     "worker": {
         "batches_in_flight": 0,
         "brokers_silent_seconds": 0.0,

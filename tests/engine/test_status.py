@@ -142,8 +142,8 @@ def shop() -> Pipeline:
 
 def figures_of(p: Pipeline, **views: float) -> dict[str, Any]:
     """Figures in which these views lag by so many seconds, and all has come."""
-    source = {"changes": 3, "idle": False, "watermark": "2024-01-01T00:00:00Z"}
-    view = {"frontier": "2024-01-01T00:00:00Z", "pending_changes": 2}
+    source = {"changes": 3, "idle": False, "standing": "current", "watermark": "2024-01-01T00:00:00Z"}
+    view = {"frontier": "2024-01-01T00:00:00Z", "pending_changes": 2, "state": "fresh", "lag_seconds": 70.0}
     return {
         "sources": {n: dict(source) for n in p.sources},
         "views": {n: {**view, "global_lag_seconds": views.get(n, 0.0)} for n in p.views},
@@ -182,6 +182,17 @@ def test_idle_is_not_behind_and_what_waits_for_a_first_change_is_not_fresh() -> 
     assert waits["view first"]["state"] == "fresh"
 
 
+def test_what_is_declared_of_a_view_and_why_a_source_gives_nothing_are_told() -> None:
+    p = shop()
+    told = figures_of(p)
+    told["views"]["near"]["state"] = "error"
+    told["sources"]["shops"] |= {"standing": "dead", "idle": True}
+    shown = states(p, told, "live", None, 2.0)
+    assert shown["view near"] == {"state": "behind", "why": "70 s behind the present, more than its error_after"}
+    assert shown["sink out"]["state"] == "behind"
+    assert shown["source shops"] == {"state": "behind", "why": "nothing came within its heartbeat"}
+
+
 def test_a_model_whose_last_version_could_not_be_fitted_has_failed(run: tuple[Run, Path]) -> None:
     graph, told = run[0].graph, status(run[0], 1)
     assert states(graph, told, "live", None, 1e9)["model fraud"]["state"] == "fresh"
@@ -211,7 +222,7 @@ def test_the_page_holds_no_data_and_nothing_that_was_not_in_it_runs(run: tuple[R
 
 def test_the_page_goes_to_everyone_and_the_figures_to_those_with_the_token(run: tuple[Run, Path]) -> None:
     live, _ = run
-    open_, closed = (serve(0, pages(live, 1), lambda: (True, {}), "127.0.0.1", t, shell()) for t in ("", TOKEN))
+    open_, closed = (serve(0, pages(live, 1), lambda: (True, {}), "127.0.0.1", t, shell=shell()) for t in ("", TOKEN))
     try:
         assert get(open_, "/") == (200, shell().body.decode())
         assert get(open_, "/status.json")[0] == 200

@@ -153,7 +153,7 @@ def _bright(color: str) -> float:
 
 def test_a_worker_with_a_token_is_seen_by_those_who_have_it(page: Browser, folder: Path, tmp_path: Path) -> None:
     run = run_here(cards(folder), folder, tmp_path / "out", tmp_path / "state")
-    server = serve(0, pages(run, 1), lambda: (True, {}), "127.0.0.1", TOKEN, shell())
+    server = serve(0, pages(run, 1), lambda: (True, {}), "127.0.0.1", TOKEN, shell=shell())
     url = f"http://127.0.0.1:{server.server_address[1]}/"
     try:
         page.set()
