@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -187,7 +188,8 @@ def measure(console: Console, base: Path, events: Path, feeding: float, rate: in
         (folder / "payments.jsonl").write_bytes(b"".join(islice(lines, _FIRST)))
     with events.open("rb") as lines:
         cards = [json.loads(line)["card_id"] for line in islice(lines, rate * 10)]
-    port = 20_000 + os.getpid() % 10_000
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     table = Table("", "lookups/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "most ms", title="latency of a lookup")
     spawn = multiprocessing.get_context("spawn")
     with subprocess.Popen(worker(folder, "--follow", "--port", port)) as process:
