@@ -35,7 +35,7 @@ def app() -> Path:
             subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, cwd=new)
             (packed,) = Path(new).glob("*.tar.gz")
             with tarfile.open(packed) as tar:
-                tar.extractall(Path(new) / "app", filter="data")
+                tar.extractall(Path(new) / "app", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
             (Path(new) / "app").rename(folder)
     return folder
 
