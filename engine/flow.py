@@ -40,7 +40,7 @@ from engine.cost import Costs
 from engine.disk import DiskError
 from engine.expect import Judged
 from engine.forget import Found, Request, find
-from engine.freshness import OnTime
+from engine.freshness import Bounds, OnTime
 from engine.graph import LATE, Graph, Hold, Model
 from engine.hold import Holding, Settling
 from engine.intake import Intake
@@ -48,7 +48,7 @@ from engine.large import Large
 from engine.lookup import Lookups
 from engine.merge import Merge
 from engine.model import KeptModel, kept
-from engine.plan import Settle, Stage, due, rank, roots, steps, watermark
+from engine.plan import Settle, Stage, bounds, due, rank, roots, steps, watermark
 from engine.publish import Publish
 from engine.recovery import State
 from engine.settings import Settings
@@ -137,6 +137,11 @@ class Run:
                 raise
 
         return guarded
+
+    @cached_property
+    def declared(self) -> dict[str, Bounds]:
+        """By view and model what is declared of its lag."""
+        return bounds(self.graph)
 
     @cached_property
     def made_of(self) -> dict[str, frozenset[str]]:

@@ -15,7 +15,6 @@ from engine.graph import Graph, Model
 from engine.log import scan
 from engine.logs import SILENT
 from engine.lookup import Version
-from engine.plan import bounds
 from engine.publish import Publish
 from engine.seal import Seal
 from engine.versions import Versions, taken_back
@@ -103,7 +102,7 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             total[0] += keys
             total[1] += held
     left = merge.left() if merge else {}
-    fresh, declared, made_of = freshness_of(run, now), bounds(graph), run.made_of
+    fresh, declared, made_of = freshness_of(run, now), run.declared, run.made_of
     views = {}
     for name in graph.views:
         inserted, retracted = publish.rows[name] if publish is not None else (0, 0)
@@ -171,15 +170,14 @@ def _within(on_time: OnTime, view: str) -> float | None:
 
 
 def _heard(run: Run, source: str, now: int | None) -> dict[str, Any]:
-    """When something was last heard of a source, and how much of it is unread."""
+    """When something was last heard of a source, and how much of it was refused since."""
     if run.merge is None:
-        return {"last_change": None, "last_heard": None, "unread": 0, "refused_in_a_row": 0}
+        return {"last_change": None, "last_heard": None, "refused_in_a_row": 0}
     heard = run.merge.heard()[source]
     told = {"last_change": heard.change or None, "last_heard": heard.anything or None} if now is not None else {}
     return {
         "last_change": instant(told.get("last_change")),
         "last_heard": instant(told.get("last_heard")),
-        "unread": heard.unread,
         "refused_in_a_row": heard.refused,
     }
 
@@ -193,9 +191,10 @@ def _of_model(run: Run, name: str, told: dict[str, Any], now: int | None, bounds
 
 def look(run: Run, now: int) -> None:
     """Measure for how long views are within their targets: called again and again."""
-    if run.live:
-        declared = bounds(run.graph)
-        run.on_time.look(now, {n: (declared[n], f.lag) for n, f in freshness_of(run, now).items()})
+    aims = [n for n in run.graph.views if run.declared[n].target is not None]
+    if aims and run.live:
+        fresh = freshness_of(run, now, views=aims)
+        run.on_time.look(now, {n: (run.declared[n], f.lag) for n, f in fresh.items()})
 
 
 def worker(run: Run) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
             Text("Next", style="bold"),
             *([] if first.startswith("topic ") else [Text(f"head -3 {first}")]),
             Text("freshet check PIPELINE         the graph and its schemas, without running"),
-            Text("freshet run PIPELINE --follow  go on when the files grow, with a page on port 9310"),
+            Text("freshet run PIPELINE --follow  go on when the files grow, with a page"),
         ]
     return Group(*parts)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -97,6 +100,25 @@ def _run(line: Sequence[str], cwd: str, env: Mapping[str, str], said: Sequence[s
 
     cli.console, cli.errors = cli.Console(), cli.Console(stderr=True)
     cli.main()
+
+
+def killed(args: Sequence[str], folder: Path, rng: random.Random, most: int, times: int = 4) -> int:
+    """Let the command run in a folder, and kill it so many times when up to so many bytes more are in `out`.
+
+    How many kills landed before it ended.
+    """
+    landed = 0
+    for _ in range(times):
+        process = subprocess.Popen(args, cwd=folder, env=environment(), stderr=subprocess.PIPE)
+        target = sum(map(len, written(folder / "out").values())) + rng.randrange(1, most)
+        while process.poll() is None and sum(map(len, written(folder / "out").values())) < target:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        landed += 1
+    return landed
 
 
 def written(out: Path) -> dict[str, bytes]:

@@ -6,9 +6,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-import subprocess
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +23,7 @@ from engine.metrics import samples
 from engine.publish import Publish
 from engine.report import figures
 from tests.flow.cards import data
-from tests.flow.running import HERE, cards, command, environment, freshet, project, run_here, written
+from tests.flow.running import HERE, cards, command, freshet, killed, project, run_here, written
 from tests.flow.test_oracle import accumulated, on_time
 from tests.flow.test_recovery import CrashingAt
 
@@ -234,19 +231,9 @@ def test_a_crash_does_not_show(
 
 
 def test_kill_9_does_not_show(folder: Path, base: Base, tmp_path: Path) -> None:
-    rng, landed = random.Random(2), 0
+    rng = random.Random(2)
     args = command("run", folder, "--out", "out", "--state", "state", "--quiet")
-    for _ in range(4):
-        process = subprocess.Popen(args, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
-        target = sum(map(len, written(tmp_path / "out").values())) + rng.randrange(1, 100_000)
-        while process.poll() is None and sum(map(len, written(tmp_path / "out").values())) < target:
-            time.sleep(0.01)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        landed += 1
-    assert landed >= 2
+    assert killed(args, tmp_path, rng, 100_000) >= 2
     assert freshet(*args[3:], cwd=tmp_path).returncode == 0
     assert written(tmp_path / "out") == written(base[0] / "out")
     assert json.loads((tmp_path / "out/summary.json").read_text())["expectations"] == base[1]["expectations"]

@@ -23,7 +23,7 @@ import polars as pl
 from river import linear_model
 
 import operators as op
-from engine import Pipeline, deferred, immediate
+from engine import Pipeline, deferred
 
 p = Pipeline("shop")
 schema = {"id": int, "shop": str, "at": pl.Datetime}

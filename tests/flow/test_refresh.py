@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from engine.flow import FlowError
 from engine.hold import Holding, Settling
 from engine.view import Shard
 from tests.flow.cards import data
-from tests.flow.running import cards, command, environment, freshet, project, run_here, written
+from tests.flow.running import cards, command, freshet, killed, project, run_here, written
 from tests.flow.test_recovery import CrashingAt
 
 POLICY = "cards=deferred(every='2m', rows=40, mode='{}')"
@@ -107,18 +104,7 @@ def test_a_crash_does_not_show(
 def test_kill_9_does_not_show(mode: str, folder: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
     rng = random.Random(mode)
     args = command("run", folder, "--out", "out", "--state", "state", "--quiet", "--refresh", POLICY.format(mode))
-    landed = 0
-    for _ in range(4):
-        process = subprocess.Popen(args, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
-        target = sum(map(len, written(tmp_path / "out").values())) + rng.randrange(1, 40_000)
-        while process.poll() is None and sum(map(len, written(tmp_path / "out").values())) < target:
-            time.sleep(0.01)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        landed += 1
-    assert landed >= 2
+    assert killed(args, tmp_path, rng, 40_000) >= 2
     done = freshet(*args[3:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert written(tmp_path / "out") == reference
