@@ -210,3 +210,25 @@ def test_until_takes_the_first_days_and_goes_on_later(days: int) -> None:
     assert [r[1] for r in first] == list(range(4 * days))
     rest = rows_of(merge(case, [3], 7, m.state()))[0]
     assert [r[1] for r in first + rest] == list(range(20))
+
+
+def test_what_was_heard_of_each_partition_and_when() -> None:
+    a, b = Blocks([1, 2], [20]), Blocks([1], [20])
+    m = Merge([(source("s"), [a, b])], ["s"], 100, follow=True)
+
+    def heard(now: int) -> tuple[int, int, int, int, list[int]]:
+        m.next(now)
+        h = m.heard()["s"]
+        return h.change, h.anything, h.refused, h.unread, list(h.partitions)
+
+    assert heard(100) == (100, 100, 0, 0, [100, 100])
+    assert heard(150) == (100, 100, 0, 0, [100, 100]), "nothing came"
+    a.at.append(5)
+    assert heard(200) == (200, 200, 0, 0, [200, 100])
+    b.at += [6] * 12
+    b.bad = tuple(range(1, 13))
+    assert heard(300) == (200, 300, 12, 0, [200, 100]), "what is refused is heard, and is no change"
+    b.at.append(7)
+    assert heard(400) == (400, 400, 0, 0, [200, 400])
+    a.total = a.done + 3
+    assert heard(500)[3] == 3
