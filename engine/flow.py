@@ -141,7 +141,7 @@ class Run:
     @cached_property
     def declared(self) -> dict[str, Bounds]:
         """By view and model what is declared of its lag."""
-        return bounds(self.graph)
+        return bounds(self.graph, microseconds(self.settings.epoch, "epoch"))
 
     @cached_property
     def made_of(self) -> dict[str, frozenset[str]]:

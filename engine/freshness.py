@@ -41,14 +41,21 @@ class Freshness:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is declared of the lag of a view, in microseconds; None: nothing. It aims at `target`."""
+    """What is declared of the lag of a view, in microseconds; None: nothing. It aims at `target`.
+
+    unread: without a target, how far it may be behind what was read, as its policy and those of what it stands on have
+    it; None when they let it wait for any time.
+    """
 
     target: int | None = None
     warn: int | None = None
     error: int | None = None
+    unread: int | None = None
 
-    def state(self, lag: int | None, live: bool, idle: bool) -> State:
+    def state(self, lag: int | None, live: bool, idle: bool, behind: int = 0, begun: bool = True) -> State:
         """How a view of that lag stands. live: whether it follows the present; idle: whether all its sources are idle.
+
+        behind: its lag behind what was read. begun: whether every source of it has given something.
 
         >>> Bounds(target=5, error=60).state(lag=7, live=True, idle=False)
         'behind'
@@ -60,7 +67,9 @@ class Bounds:
         for bound, state in ((self.error, "error"), (self.warn, "warn"), (self.target, "behind")):
             if bound is not None and lag > bound:
                 return cast(State, state)
-        return "idle" if idle else "fresh"
+        if self.target is None and self.unread is not None and behind > self.unread:
+            return "behind"
+        return "idle" if idle else "fresh" if begun else "unknown"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from engine.freshness import Bounds
 from engine.graph import Graph, Hold, Model, Node
@@ -206,9 +207,31 @@ def lags(graph: Graph) -> dict[str, int]:
     return found
 
 
-def bounds(graph: Graph) -> dict[str, Bounds]:
-    """What is declared of the lag of each view and model. Raises `DefinitionError`, see `lags`."""
-    found = {name: view.declared for name, view in graph.views.items()}
+def waits(graph: Graph) -> dict[str, float]:
+    """How far each source, step and prediction may be behind what was read, as refresh policies have it.
+
+    In microseconds; infinite where nothing that depends on time makes a view due. Raises `DefinitionError`, see `lags`.
+    """
+    found, target = dict.fromkeys(graph.sources, 0.0), lags(graph)
+    for node in graph.declared.values():
+        found[node.name] = max(found[i] for i in node.inputs)
+        hold, mine = graph.holds.get(node.view), {n.name for n in graph.declared.values() if n.view == node.view}
+        if hold and not mine.issuperset(node.inputs):
+            given = (hold.refresh.every, target.get(node.view))
+            found[node.name] += min((us for us in given if us is not None), default=inf)
+    for model in graph.models.values():
+        for view in (model.predictions, model.training):
+            found[view.name] = max(found[model.questions], found[model.answers])
+    return found
+
+
+def bounds(graph: Graph, epoch: int) -> dict[str, Bounds]:
+    """What is declared of the lag of each view and model. epoch: how long a change may be under way, in microseconds.
+
+    Raises `DefinitionError`, see `lags`.
+    """
+    wait = {name: None if us == inf else int(us) + epoch for name, us in waits(graph).items()}
+    found = {name: replace(view.declared, unread=wait[name]) for name, view in graph.views.items()}
     for name, lag in lags(graph).items():
         found[name] = replace(found[name], target=lag)
     for name, model in graph.models.items():

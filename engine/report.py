@@ -116,9 +116,7 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
             "global_lag_seconds": f.global_lag / 1e6 if f else None,
             "age_seconds": f.age / 1e6 if f and f.age is not None else None,
             "pending_changes": f.pending if f else 0,
-            **_judged(
-                declared[name], f.lag if f else None, run.live, all(stand.get(r) == "idle" for r in made_of[name])
-            ),
+            **_judged(declared[name], f, run.live, all(stand.get(r) == "idle" for r in made_of[name])),
             "within_target": _within(run.on_time, name),
             "causes": {r: stand[r] for r in sorted(made_of[name]) if stand.get(r) not in (None, "current", "backfill")},
             "refresh": run.costs[name].figures() if name in run.costs else None,
@@ -156,11 +154,17 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
     }
 
 
-def _judged(bounds: Bounds, lag: int | None, live: bool, idle: bool = False) -> dict[str, Any]:
-    """A lag, what is declared of it, and how that stands."""
+def _judged(bounds: Bounds, f: Freshness | None, live: bool, idle: bool) -> dict[str, Any]:
+    """The lag of a view, what is declared of it, and how that stands."""
+    lag = f.lag if f else None
+    state = bounds.state(lag, live, idle, f.global_lag if f else 0, f is not None and f.frontier is not None)
+    return {**_declared(bounds, lag), "state": state}
+
+
+def _declared(bounds: Bounds, lag: int | None) -> dict[str, Any]:
+    """A lag, and what is declared of it, in seconds."""
     told = {"lag": lag, "target_lag": bounds.target, "warn_after": bounds.warn, "error_after": bounds.error}
-    seconds = {f"{name}_seconds": None if us is None else us / 1e6 for name, us in told.items()}
-    return {**seconds, "state": bounds.state(lag, live, idle)}
+    return {f"{name}_seconds": None if us is None else us / 1e6 for name, us in told.items()}
 
 
 def _within(on_time: OnTime, view: str) -> float | None:
@@ -186,7 +190,8 @@ def _of_model(run: Run, name: str, told: dict[str, Any], now: int | None, bounds
     """The figures of a model, and how old what it has learnt is."""
     since = (run.merge.since if run.merge is not None else None) or 0
     trained = told["trained"] if told["trained"] is not None else since
-    return {**told, **_judged(bounds, now - trained if now is not None and run.live else None, run.live)}
+    lag = now - trained if now is not None and run.live else None
+    return {**told, **_declared(bounds, lag), "state": bounds.state(lag, run.live, False)}
 
 
 def look(run: Run, now: int) -> None:

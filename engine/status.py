@@ -22,10 +22,9 @@ from engine.draw import Part, drawing, parts
 from engine.draw import as_json as drawn_as_json
 from engine.flow import Run
 from engine.graph import DEAD_LETTERS, LATE, Graph, View
-from engine.plan import lags, roots
+from engine.plan import roots
 from engine.report import figures, instant, readiness
 from engine.server import Answer, as_json
-from operators.operator import microseconds
 
 State = Literal["failed", "backfill", "behind", "idle", "fresh"]
 _WRONG = {
@@ -36,20 +35,17 @@ _WRONG = {
 _WORST: tuple[State, ...] = ("failed", "backfill", "behind", "idle", "fresh")
 
 
-def states(
-    graph: Graph, told: Mapping[str, Any], phase: str, failed: str | None, epoch: float
-) -> dict[str, dict[str, str]]:
+def states(graph: Graph, told: Mapping[str, Any], phase: str, failed: str | None) -> dict[str, dict[str, str]]:
     """In which state each part of the drawing is, by its id, and why.
 
     failed: the run has, or the last version of a model could not be fitted. backfill: history is being read. behind: a
-    view lacks changes that were read, from more than its target lag (without one: an epoch) before the newest, or it is
-    further behind the present than is declared, or waits for the first change of a source; a source gives nothing for
-    no good reason. idle: no source of it has anything to tell. fresh: none of these. What is
-    made of a view is no better than the view.
+    view is past a bound, see `engine.freshness.Bounds`, or waits for the first change of a source; a source gives
+    nothing for no good reason. idle: no source of it has anything to tell. fresh: none of these. What is made of a view
+    is no better than the view.
 
-    told: see `engine.report.figures`. failed: the step that did. epoch: in seconds.
+    told: see `engine.report.figures`. failed: the step that did.
     """
-    target, made_of = {v: lag / 1e6 for v, lag in lags(graph).items()}, roots(graph)
+    made_of = roots(graph)
 
     def source(name: str) -> tuple[State, str]:
         figure = told["sources"][name]
@@ -60,18 +56,19 @@ def states(
         return "fresh", ""
 
     def view(name: str) -> tuple[State, str]:
-        figure, mine = told["views"][name], made_of[name]
-        if all(source(r)[0] == "idle" for r in mine):
+        figure = told["views"][name]
+        state, target = figure["state"], figure["target_lag_seconds"]
+        if state == "fresh":
+            return "fresh", ""
+        if state == "idle":
             return "idle", "its sources are idle"
-        if figure["frontier"] is None:
-            waits = ", ".join(sorted(r for r in mine if told["sources"][r]["watermark"] is None))
+        if state == "unknown":
+            waits = ", ".join(sorted(r for r in made_of[name] if told["sources"][r]["watermark"] is None))
             return "behind", f"waits for the first change of {waits}" if waits else "contains nothing yet"
-        if figure["global_lag_seconds"] > max(target.get(name, 0.0), epoch):
+        if state == "behind" and target is None:
             return "behind", f"lacks {figure['pending_changes']:,} changes"
-        if figure["state"] in ("behind", "warn", "error"):
-            bound = {"behind": "target_lag"}.get(figure["state"], f"{figure['state']}_after")
-            return "behind", f"{figure['lag_seconds']:,.0f} s behind the present, more than its {bound}"
-        return "fresh", ""
+        bound = "target_lag" if state == "behind" else f"{state}_after"
+        return "behind", f"{figure['lag_seconds']:,.0f} s behind the present, more than its {bound}"
 
     def state(part: Part) -> tuple[State, str]:
         if failed is not None:
@@ -95,7 +92,6 @@ def states(
 def status(run: Run, started: int) -> dict[str, Any]:
     """How a run stands, as JSON values. started: when it was, in microseconds; it tells one run from another."""
     told, (good, about) = figures(run, run.now()), readiness(run)
-    epoch = microseconds(run.settings.epoch, "epoch") / 1e6
     failed = None if run.failed is None else f"{run.failed[0]} failed"
     return {
         **told,
@@ -104,7 +100,7 @@ def status(run: Run, started: int) -> dict[str, Any]:
         "time": instant(run.now()),
         "started": instant(started),
         "failed": failed,
-        "states": states(run.graph, told, about["phase"], failed, epoch),
+        "states": states(run.graph, told, about["phase"], failed),
     }
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pytest
 
+import operators as op
+from engine import Pipeline, deferred
 from engine.freshness import Bounds, Heard, OnTime, freshness, standing
+from engine.plan import bounds
 from operators.delta import BEGINNING
 
 S = 1_000_000
@@ -79,6 +83,44 @@ def test_an_idle_view_is_past_its_bounds_all_the_same_when_it_waits() -> None:
     assert Bounds(5, 10, 20).state(4, live=True, idle=True) == "idle"
     assert Bounds(5, 10, 20).state(25, live=True, idle=True) == "error"
     assert Bounds().state(None, live=True, idle=False) == "unknown"
+
+
+def test_without_a_target_a_view_may_lack_what_was_read_as_long_as_its_policy_says() -> None:
+    told = {"live": True, "idle": False}
+    assert Bounds(unread=10).state(99, **told, behind=10) == "fresh"
+    assert Bounds(unread=10).state(99, **told, behind=11) == "behind"
+    assert Bounds(target=99, unread=10).state(99, **told, behind=11) == "fresh"
+    assert Bounds(error=98, unread=10).state(99, **told, behind=11) == "error"
+    assert Bounds().state(99, **told, behind=1 << 60) == "fresh"
+
+
+def test_what_has_not_begun_is_not_fresh() -> None:
+    assert Bounds().state(5, live=True, idle=False, begun=False) == "unknown"
+    assert Bounds().state(5, live=True, idle=True, begun=False) == "idle"
+    assert Bounds(target=4).state(5, live=True, idle=False, begun=False) == "behind"
+
+
+def test_views_that_wait_for_one_another_may_lack_what_all_of_them_let_wait() -> None:
+    p = Pipeline("waits")
+    a = p.source("a", key="id", at="at", schema={"id": int, "at": pl.Datetime})
+    day = p.view("day", a, op.where(pl.col("id") > 0), op.where(pl.col("id") > 1), refresh=deferred(every="1d"))
+    hour = p.view("hour", day, op.where(pl.col("id") > 0), refresh=deferred(every="1h", rows=9))
+    p.view("both", hour, op.join_asof(a, on="id", columns=[]))
+    p.view("rows", a, op.where(pl.col("id") > 0), refresh=deferred(rows=5))
+    p.view("soon", p.views["rows"], op.where(pl.col("id") > 0))
+    p.view("lag", a, op.where(pl.col("id") > 0), refresh=deferred(target_lag="5s"))
+    found = {name: b.unread for name, b in bounds(p, 2 * S).items()}
+    assert found == {
+        "day": 86_402 * S, "hour": 90_002 * S, "both": 90_002 * S, "rows": None, "soon": None, "lag": 7 * S
+    }  # fmt: skip
+
+
+def test_rows_that_are_put_aside_wait_no_longer_than_the_others() -> None:
+    p = Pipeline("waits")
+    a = p.source("a", key="id", at="at", schema={"id": int, "at": pl.Datetime})
+    expect = [op.between("id", 0, 5, severity="quarantine")]
+    p.view("day", a, op.where(pl.col("id") > 0), refresh=deferred(every="1d"), expect=expect)
+    assert {b.unread for b in bounds(p, 2 * S).values()} == {86_402 * S}
 
 
 HOW = {"idle_after": 30, "heartbeat": 20, "live": True}

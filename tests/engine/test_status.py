@@ -29,6 +29,7 @@ import operators as op
 from engine import Pipeline, deferred
 from engine.ask import AskError, ask
 from engine.flow import Run
+from engine.plan import bounds
 from engine.recent import MOST, Recent
 from engine.server import serve
 from engine.status import pages, shell, states, status
@@ -141,18 +142,25 @@ def shop() -> Pipeline:
 
 
 def figures_of(p: Pipeline, **views: float) -> dict[str, Any]:
-    """Figures in which these views lag by so many seconds, and all has come."""
+    """Figures in which these views lag behind what was read by so many seconds, and all has come."""
     source = {"changes": 3, "idle": False, "standing": "current", "watermark": "2024-01-01T00:00:00Z"}
-    view = {"frontier": "2024-01-01T00:00:00Z", "pending_changes": 2, "state": "fresh", "lag_seconds": 70.0}
-    return {
-        "sources": {n: dict(source) for n in p.sources},
-        "views": {n: {**view, "global_lag_seconds": views.get(n, 0.0)} for n in p.views},
-        "models": {},
-    }
+    declared = bounds(p, 2_000_000)
+
+    def view(name: str) -> dict[str, Any]:
+        lag, target = views.get(name, 0.0), declared[name].target
+        return {
+            "frontier": "2024-01-01T00:00:00Z",
+            "pending_changes": 2,
+            "state": declared[name].state(int(lag * 1e6), True, False, int(lag * 1e6)),
+            "lag_seconds": lag,
+            "target_lag_seconds": None if target is None else target / 1e6,
+        }
+
+    return {"sources": {n: dict(source) for n in p.sources}, "views": {n: view(n) for n in p.views}, "models": {}}
 
 
 def found(p: Pipeline, told: dict[str, Any], phase: str = "live", failed: str | None = None) -> dict[str, str]:
-    return {name: s["state"] for name, s in states(p, told, phase, failed, 2.0).items()}
+    return {name: s["state"] for name, s in states(p, told, phase, failed).items()}
 
 
 def test_the_state_of_each_part() -> None:
@@ -171,12 +179,14 @@ def test_idle_is_not_behind_and_what_waits_for_a_first_change_is_not_fresh() -> 
     p = shop()
     told = figures_of(p)
     told["sources"]["orders"]["idle"] = True
+    for name in ("first", "near"):
+        told["views"][name]["state"] = "idle"
     idle = found(p, told)
     assert {n for n, s in idle.items() if s == "idle"} == {"source orders", "view first", "view near", "sink out"}
     told = figures_of(p)
     told["sources"]["shops"] |= {"changes": 0, "watermark": None}
-    told["views"]["both"]["frontier"] = None
-    waits = states(p, told, "live", None, 2.0)
+    told["views"]["both"] |= {"frontier": None, "state": "unknown"}
+    waits = states(p, told, "live", None)
     assert waits["source shops"] == {"state": "idle", "why": "no change yet"}
     assert waits["view both"] == {"state": "behind", "why": "waits for the first change of shops"}
     assert waits["view first"]["state"] == "fresh"
@@ -185,9 +195,9 @@ def test_idle_is_not_behind_and_what_waits_for_a_first_change_is_not_fresh() -> 
 def test_what_is_declared_of_a_view_and_why_a_source_gives_nothing_are_told() -> None:
     p = shop()
     told = figures_of(p)
-    told["views"]["near"]["state"] = "error"
+    told["views"]["near"] |= {"state": "error", "lag_seconds": 70.0}
     told["sources"]["shops"] |= {"standing": "dead", "idle": True}
-    shown = states(p, told, "live", None, 2.0)
+    shown = states(p, told, "live", None)
     assert shown["view near"] == {"state": "behind", "why": "70 s behind the present, more than its error_after"}
     assert shown["sink out"]["state"] == "behind"
     assert shown["source shops"] == {"state": "behind", "why": "nothing came within its heartbeat"}
@@ -195,9 +205,11 @@ def test_what_is_declared_of_a_view_and_why_a_source_gives_nothing_are_told() ->
 
 def test_a_model_whose_last_version_could_not_be_fitted_has_failed(run: tuple[Run, Path]) -> None:
     graph, told = run[0].graph, status(run[0], 1)
-    assert states(graph, told, "live", None, 1e9)["model fraud"]["state"] == "fresh"
+    for view in told["views"].values():
+        view["state"] = "fresh"
+    assert states(graph, told, "live", None)["model fraud"]["state"] == "fresh"
     told["models"]["fraud"]["last"] = {"name": "v7", "verdict": "failed"}
-    assert states(graph, told, "live", None, 1e9)["model fraud"] == {
+    assert states(graph, told, "live", None)["model fraud"] == {
         "state": "failed", "why": "version v7 could not be fitted",
     }  # fmt: skip
 
