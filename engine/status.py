@@ -3,7 +3,7 @@
     /                   the page, an empty shell: `engine/status.html`
     /graph.json         the pipeline as a drawing
     /status.json        how it stands now: figures, and in which state each part of the drawing is
-    /status/NAME.json   the newest changes of a view, or the newest dead letters and late changes of a source
+    /status/NAME.json   the newest changes of a view, dead letters and late changes of a source, versions of a model
 
 Values of rows are in the last of these only.
 """
@@ -23,8 +23,11 @@ from engine.draw import as_json as drawn_as_json
 from engine.flow import Run
 from engine.graph import DEAD_LETTERS, LATE, Graph, View
 from engine.plan import roots
+from engine.recent import MOST
+from engine.refit import Refitted
 from engine.report import figures, instant, readiness
 from engine.server import Answer, as_json
+from engine.versions import Version
 
 State = Literal["failed", "backfill", "behind", "idle", "fresh"]
 _WRONG = {
@@ -113,6 +116,7 @@ def pages(run: Run, started: int) -> dict[str, Callable[[], Answer]]:
         "/graph.json": lambda: drawn,
         **{f"/status/{name}.json": partial(_view, run, view) for name, view in graph.views.items()},
         **{f"/status/{name}.json": partial(_source, run, name) for name in graph.sources},
+        **{f"/status/{name}.json": _Model(run, name) for name in graph.models},
     }
 
 
@@ -127,6 +131,37 @@ def _source(run: Run, name: str) -> Answer:
         return [line for line in found if line["source"] == name]
 
     return as_json({"name": name, "dead_letters": lines(DEAD_LETTERS), "late": lines(LATE)})
+
+
+class _Model:
+    """The newest versions of a model; they are read anew only when one was fitted or began to serve."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self._run, self._name = run, name
+        self._told: tuple[object, list[dict[str, Any]]] = None, []
+
+    def __call__(self) -> Answer:
+        model = self._run.models.get(self._name)
+        if model is not None and isinstance(model.keeper, Refitted):
+            serving = model.keeper.figures()
+            if (now := (serving["version"], serving["refreshes"])) != self._told[0]:
+                newest = model.keeper.versions.all()[: -MOST - 1 : -1]
+                self._told = now, [_version(v, v.name == serving["version"]) for v in newest]
+        return as_json({"name": self._name, "versions": self._told[1]})
+
+
+def _version(v: Version, serving: bool) -> dict[str, Any]:
+    return {
+        "version": v.name,
+        "serving": serving,
+        "verdict": v.verdict,
+        "known": instant(v.known),
+        "examples": v.examples,
+        "due": v.reason,
+        "loss": v.checks.get("loss"),
+        "served loss": v.checks.get("served_loss"),
+        "why": v.why,
+    }
 
 
 def shell() -> Answer:

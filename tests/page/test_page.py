@@ -152,7 +152,12 @@ def _bright(color: str) -> float:
 
 
 def test_a_worker_with_a_token_is_seen_by_those_who_have_it(page: Browser, folder: Path, tmp_path: Path) -> None:
-    run = run_here(cards(folder), folder, tmp_path / "out", tmp_path / "state")
+    file = folder / "pipeline.py"
+    schema = '    schema={"tx": int, "card": str, "shop": str, "amount": float, "at": pl.Datetime},\n'
+    assert schema in file.read_text()
+    file.write_text(file.read_text().replace(schema, schema + '    expect=[op.between("amount", 0, 50)],\n'))
+    refresh = ["fraud=deferred(every='5m')"]
+    run = run_here(cards(folder), folder, tmp_path / "out", tmp_path / "state", refresh)
     server = serve(0, pages(run, 1), lambda: (True, {}), "127.0.0.1", TOKEN, shell=shell())
     url = f"http://127.0.0.1:{server.server_address[1]}/"
     try:
@@ -176,6 +181,18 @@ def test_a_worker_with_a_token_is_seen_by_those_who_have_it(page: Browser, folde
         page.one("#token").send_keys(TOKEN, Keys.ENTER)
         page.until(lambda: page.one("#content").is_displayed(), 60)
         assert page.text("h1") == "cards"
+        page.one('[data-id="model fraud"]').click()
+        page.until(lambda: "serves" in page.texts("#panel-rows td"), 60)
+        served = run.models["fraud"].keeper.figures()["version"]
+        assert page.text("#panel-rows tbody tr:has(.in)").startswith(f"serves{served}published")
+        page.shot(tmp_path / "versions.png")
+        page.press(Keys.ESCAPE)
+        page.one('[data-id="source payments"]').click()
+        (told,) = ask(url, TOKEN)["expectations"]
+        assert told["failing"] > 0
+        assert f"{told['failures']:,} came, {told['failing']:,} there now (warn)" in page.text("#panel-now")
+        assert f"{told['failing']:,}" in page.texts(".tile .big")
+        page.press(Keys.ESCAPE)
         page.driver.refresh()
         page.until(lambda: page.one("#content").is_displayed(), 60)
         assert TOKEN not in page.driver.current_url
