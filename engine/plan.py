@@ -90,7 +90,7 @@ def _joins(node: Node, draft: _Draft) -> bool:
     inside = {n.name for n in draft.nodes}
     keys = node.operator.keys
     if not keys:
-        return not draft.key or node.inputs[0] in inside
+        return not draft.key or inside.issuperset(node.inputs)
     if keys[0] != draft.key:
         return False
     for name, key in zip(node.inputs, keys, strict=True):

@@ -14,11 +14,12 @@ from operators.dedupe import dedupe
 from operators.expectation import between, check, matches, not_null, one_of, unique
 from operators.join import join
 from operators.join_asof import join_asof
-from operators.join_label import join_label
+from operators.join_label import join_label, unanswered
 from operators.latest import latest
 from operators.operator import Operator
 from operators.project import project
 from operators.reduction import count, maximum, mean, minimum, total
+from operators.union import union
 from operators.where import where
 from operators.window import window
 
@@ -41,6 +42,8 @@ __all__ = [
     "one_of",
     "project",
     "total",
+    "unanswered",
+    "union",
     "unique",
     "where",
     "window",
