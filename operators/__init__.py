@@ -10,8 +10,9 @@ import inspect
 import pkgutil
 
 from operators.aggregate import aggregate
+from operators.before import unique
 from operators.dedupe import dedupe
-from operators.expectation import between, check, matches, not_null, one_of, unique
+from operators.expectation import between, check, matches, not_null, one_of
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label

@@ -189,11 +189,6 @@ def dedupe(case: Case) -> str:
 
 
 @query
-def repeats(case: Case) -> str:
-    return f"SELECT * FROM r0 EXCEPT ALL ({dedupe(case)})"
-
-
-@query
 def latest(case: Case) -> str:
     op: Any = case.operator
     newness = "_pos" if op.order == "position" else "(_at, _pos)"
