@@ -10,15 +10,18 @@ import inspect
 import pkgutil
 
 from operators.aggregate import aggregate
+from operators.before import unique
 from operators.dedupe import dedupe
-from operators.expectation import between, check, matches, not_null, one_of, unique
+from operators.expectation import between, check, matches, not_null, one_of
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label, unanswered
 from operators.latest import latest
 from operators.operator import Operator
+from operators.previous import previous
 from operators.project import project
 from operators.reduction import count, maximum, mean, minimum, total
+from operators.runs import runs
 from operators.union import union
 from operators.where import where
 from operators.window import window
@@ -40,7 +43,9 @@ __all__ = [
     "minimum",
     "not_null",
     "one_of",
+    "previous",
     "project",
+    "runs",
     "total",
     "unanswered",
     "union",

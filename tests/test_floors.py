@@ -45,6 +45,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.disk", "engine.timing", "engine.card", "engine.layers", "engine.ask"),
     ("engine.guard", "engine.seal"),
     ("operators",),
+    ("operators.before",),
     ("operators.<each>",),
     ("operators.<shared>",),
     ("operators.operator",),
