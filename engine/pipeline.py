@@ -28,10 +28,12 @@ from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from operators.delta import AT, POS, TIME, Schema, type_of
-from operators.expectation import REASON, Expectation, chain, expected, met, quarantined, reason
+from operators.expectation import REASON, Expectation, Release, chain, expected, met, quarantined, reason
+from operators.join_label import join_label, unanswered
 from operators.latest import latest
-from operators.operator import DefinitionError, Operator, as_names, fit_as_key, known, microseconds
+from operators.operator import DefinitionError, Named, Operator, as_names, fit_as_key, known, microseconds
 from operators.project import project
+from operators.union import union
 from operators.where import where
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -113,6 +115,7 @@ class Pipeline(Graph):
         required: Sequence[str] = (),
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
         expect: Sequence[Expectation] = (),
+        release: Release | None = None,
     ) -> Source:
         """A stream of changes.
 
@@ -126,7 +129,8 @@ class Pipeline(Graph):
         views, which then forget none; otherwise, in an append-only source, only those within the lateness. epoch: the
         unit of Datetime columns that arrive as numbers. required: columns that may not be null (key and `at` never
         are). between: the event times that are believed. expect: what is expected of its rows, before anything
-        reads them: `op.between("amount", 0, 10_000, severity="quarantine")`.
+        reads them: `op.between("amount", 0, 10_000, severity="quarantine")`. release: what lets rows that were put
+        aside in all the same: `op.release(approved, within="7d")`.
         """
         made = self._source(name, key, at, schema, lateness, idle_after, append_only, False, epoch, required, between)
         if erasable and not append_only:
@@ -136,7 +140,7 @@ class Pipeline(Graph):
             )
         pulse = None if heartbeat is None else microseconds(heartbeat, f"source {name!r}: heartbeat")
         self.sources[name] = made = replace(made, erasable=erasable, heartbeat=pulse)
-        self._expect_of(made, expect)
+        self._expect_of(made, expect, release)
         return made
 
     def table(
@@ -151,15 +155,16 @@ class Pipeline(Graph):
         required: Sequence[str] = (),
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
         expect: Sequence[Expectation] = (),
+        release: Release | None = None,
     ) -> Source:
         """A keyed table: each change is the newest version of its key, or its deletion.
 
         Without `at` a version counts from when it became known; what is read before everything else counts from the
         beginning. `op.join` finds the version valid at a row's time; a view that starts from a table sees its newest
-        versions. expect: what is expected of these, see `source`.
+        versions. expect, release: what is expected of these, see `source`.
         """
         made = self._source(name, key, at, schema, lateness, None, False, True, epoch, required, between)
-        self._expect_of(made, expect)
+        self._expect_of(made, expect, release)
         return made
 
     def _source(
@@ -267,13 +272,13 @@ class Pipeline(Graph):
             self._hold()
         return name, self.declared[name].schema
 
-    def _expect_of(self, source: Source, expect: object) -> None:
+    def _expect_of(self, source: Source, expect: object, release: Release | None) -> None:
         """Let something be expected of the rows of a source."""
         what = f"{'table' if source.table else 'source'} {source.name!r}"
-        if not (found := expected(expect, source.schema, what)):
+        if not (found := expected(expect, source.schema, what, release)):
             return
         rows, schema = self._messages_as_rows(source)
-        self._expect(what, source.name, rows, f"{source.name}.meets", schema, source.key, found)
+        self._expect(what, source.name, rows, f"{source.name}.meets", schema, source.key, found, release)
 
     def _expect(
         self,
@@ -284,6 +289,7 @@ class Pipeline(Graph):
         schema: Schema,
         key: tuple[str, ...],
         expectations: tuple[Expectation, ...],
+        release: Release | None,
     ) -> None:
         """Let something be expected of the rows of a node; of what puts rows aside follow two relations.
 
@@ -295,16 +301,51 @@ class Pipeline(Graph):
             judged = made[-1].name
         self.expected[name] = Expected(what, rows, judged, wide, expectations)
         if aside := quarantined(expectations):
-            fails, quarantine, good = f"{name}.fails", f"{name}.quarantine", met(aside)
-            kept = meets if judged == rows else f"{name}.good"
-            made += [Node(kept, where(good), (judged,), wide), Node(fails, where(~good), (judged,), wide)]
-            if kept != meets:
-                made.append(Node(meets, project(*schema), (kept,), schema))
+            fails, good = f"{name}.fails", met(aside)
+            line: list[Operator] = [where(good)]
+            if release is None:
+                made.append(Node(fails, where(~good), (judged,), wide))
+            else:
+                asked = Node(f"{name}.asked", where(~good), (judged,), wide)
+                made += [asked, *self._approved(what, asked, f"{name}.approved", fails, key, release)]
+                line.append(union(Named(f"{name}.approved", wide)))
+            if judged != rows:
+                line.append(project(*schema))
+            before = judged
+            for i, step in enumerate(line, 1):
+                others = tuple(o.name for o in step.others)
+                after = meets if i == len(line) else f"{name}.good-{i}"
+                made.append(Node(after, step, (before, *others), schema if i == len(line) else wide))
+                before = after
+            quarantine = f"{name}.quarantine"
             told = project(*([] if judged == rows else schema), **{REASON: reason(aside)})
             made.append(Node(quarantine, told, (fails,), told.schema([wide])))
             self.views[quarantine] = View(quarantine, made[-1].schema, key)
         self.declared.update((n.name, n) for n in made)
         self._hold()
+
+    def _approved(
+        self, what: str, asked: Node, approved: str, rest: str, key: tuple[str, ...], release: Release
+    ) -> list[Node]:
+        """Of rows that are to be put aside the nodes of those that are approved, and of the rest."""
+        if not key:
+            raise DefinitionError(
+                f"{what}: release is given, but its rows have no key any more by which to approve one"
+            )
+        given = self._mine(release.approved, f"{what}: release")
+        name, schema = self._rows(given)
+        found = Named(name, schema)
+        try:
+            steps = (
+                join_label(found, on=key, right_on=release.on or key, columns=[], wait=release.within),
+                unanswered(found, on=key, right_on=release.on or key, wait=release.within),
+            )
+            return [
+                Node(n, step, (asked.name, name), step.schema([asked.schema, schema]))
+                for n, step in zip((approved, rest), steps, strict=True)
+            ]
+        except DefinitionError as error:
+            raise DefinitionError(f"{what}: release by {given.name!r}: {error}") from None
 
     def quarantine(self, relation: Relation) -> View:
         """The rows of a source, table or view that were put aside, with the column `reason`: the names of what each
@@ -331,6 +372,7 @@ class Pipeline(Graph):
         error_after: str | timedelta | None = None,
         lookup: bool | str | Sequence[str] = False,
         expect: Sequence[Expectation] = (),
+        release: Release | None = None,
     ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
@@ -339,7 +381,8 @@ class Pipeline(Graph):
         it already). warn_after, error_after: the lag past which somebody is to look, and past which it is not to be
         trusted: `freshet freshness` fails. lookup: whether its newest row of each key is kept to be looked up over
         HTTP: True for the key of the view, or the columns that are to be the key. expect: what is expected of its rows,
-        such as `op.not_null("origin", severity="quarantine")`.
+        such as `op.not_null("origin", severity="quarantine")`. release: what lets rows that were put aside in all the
+        same: `op.release(approved, within="7d")`.
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -389,7 +432,7 @@ class Pipeline(Graph):
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
-        judged = expected(expect, schema, what)
+        judged = expected(expect, schema, what, release)
         if quarantined(judged):
             made[-1] = replace(made[-1], name=f"{name}.{len(steps)}")
         key = tuple(relation.key)
@@ -401,7 +444,7 @@ class Pipeline(Graph):
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view
         if judged:
-            self._expect(what, name, made[-1].name, name, schema, view.key, judged)
+            self._expect(what, name, made[-1].name, name, schema, view.key, judged, release)
         else:
             self._hold()
         return view

@@ -215,8 +215,8 @@ def waits(graph: Graph) -> dict[str, float]:
     found, target = dict.fromkeys(graph.sources, 0.0), lags(graph)
     for node in graph.declared.values():
         found[node.name] = max(found[i] for i in node.inputs)
-        hold, mine = graph.holds.get(node.view), {n.name for n in graph.declared.values() if n.view == node.view}
-        if hold and not mine.issuperset(node.inputs):
+        hold = graph.holds.get(node.view)
+        if hold is not None and node.name in hold.steps and not set(hold.steps).issuperset(node.inputs):
             given = (hold.refresh.every, target.get(node.view))
             found[node.name] += min((us for us in given if us is not None), default=inf)
     for model in graph.models.values():

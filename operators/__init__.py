@@ -12,7 +12,7 @@ import pkgutil
 from operators.aggregate import aggregate
 from operators.before import unique
 from operators.dedupe import dedupe
-from operators.expectation import between, check, matches, not_null, one_of
+from operators.expectation import between, check, matches, not_null, one_of, release
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label, unanswered
@@ -45,6 +45,7 @@ __all__ = [
     "one_of",
     "previous",
     "project",
+    "release",
     "runs",
     "total",
     "unanswered",
