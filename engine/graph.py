@@ -281,9 +281,9 @@ class Graph:
             self.nodes[name] = replace(n, inputs=tuple(held.get(i, i) for i in n.inputs))
 
     @property
-    def predictions(self) -> set[str]:
-        """The names of the relations that are predictions."""
-        return {m.predictions.name for m in self.models.values()}
+    def of_models(self) -> set[str]:
+        """The names of the relations that models make: predictions and training sets."""
+        return {view.name for m in self.models.values() for view in (m.predictions, m.training)}
 
     @property
     def schemas(self) -> dict[str, Schema]:

@@ -469,6 +469,7 @@ class Pipeline(Graph):
         error_after: str | timedelta | None = None,
         lookup: bool | str | Sequence[str] = False,
         expect: Sequence[Expectation] = (),
+        training_expect: Sequence[Expectation] = (),
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -482,7 +483,7 @@ class Pipeline(Graph):
         warn_after, error_after: as of a view, for the time since the newest example became known that the model has
         learnt. lookup: whether the newest prediction of each key can be looked up over HTTP, and the training set as of
         any time: True for the key, or some of its columns. expect: what is expected of predictions, with severity
-        "warn" or "stop".
+        "warn" or "stop"; training_expect: of the training set.
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -517,26 +518,29 @@ class Pipeline(Graph):
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys, lookup=by)
         check_model(spec, policy)
         training = View(f"{name}.training", training_schema(spec), keys, lookup=by)
-        asked = expected(expect, predictions.schema, what)
-        if aside := quarantined(asked):
-            raise DefinitionError(
-                f"{what}: {aside[0].name} has severity='quarantine', but a prediction is a fact once it is served; "
-                "expected 'warn' or 'stop', or a guard, which acts before"
-            )
-        if beside := [e for e in asked if e.chain]:
-            raise DefinitionError(
-                f"{what}: {beside[0].name} compares rows, which cannot be expected of predictions: they come when all "
-                "steps are done; expect it of the questions"
-            )
-        if asked:
-            self.expected[predictions.name] = Expected(
-                f"predictions of {what}", predictions.name, predictions.name, predictions.schema, asked
-            )
+        for kind, view, given in (("predictions", predictions, expect), ("training set", training, training_expect)):
+            self._expect_of_model(f"{kind} of {what}", view, given)
         declared = _bounds(what, policy, None, warn_after, error_after)
         made = Model(name, spec, questions.name, reply_name, policy, predictions, training, declared)
         self.models[name] = made
         self.views |= {predictions.name: predictions, training.name: training}
         return made
+
+    def _expect_of_model(self, what: str, view: View, expect: object) -> None:
+        """Let something be expected of what a model makes."""
+        asked = expected(expect, view.schema, what)
+        if aside := quarantined(asked):
+            raise DefinitionError(
+                f"{what}: {aside[0].name} has severity='quarantine', but what was served is a fact; expected 'warn' or "
+                "'stop', a guard, which acts before, or to put questions or answers aside"
+            )
+        if beside := [e for e in asked if e.chain]:
+            raise DefinitionError(
+                f"{what}: {beside[0].name} compares rows, which cannot be expected of what comes when all steps are "
+                "done; expect it of the questions, or of the answers"
+            )
+        if asked:
+            self.expected[view.name] = Expected(what, view.name, view.name, view.schema, asked)
 
     def sink(self, name: str, *relations: View) -> Sink:
         """An output of the changes of the relations, which must have the same columns."""

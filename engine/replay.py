@@ -82,7 +82,7 @@ def batches(graph: Graph, merge: Merge) -> Iterator[Batch]:
         return Settling(graph, step.hold, costs[step.hold.view], perf_counter)
 
     work = [kept_by(s) for s in steps(graph)]
-    judged = Judged(graph, graph.expected.keys() - graph.predictions)
+    judged = Judged(graph, graph.expected.keys() - graph.of_models)
     while (batch := merge.next()) is not None or not merge.ended:
         if batch is None:
             sleep(0.001)  # what is there has not arrived yet
@@ -97,7 +97,7 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
     merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph))
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
-    judged = Judged(graph, graph.predictions)
+    judged = Judged(graph, graph.of_models)
     for batch in batches(graph, merge):
         for name, m in graph.models.items():
             asked, told, below = (

@@ -12,7 +12,7 @@ import pkgutil
 from operators.aggregate import aggregate
 from operators.before import unique
 from operators.dedupe import dedupe
-from operators.expectation import between, check, matches, not_null, one_of, release
+from operators.expectation import between, check, fresh, matches, not_null, one_of, release
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label, unanswered
@@ -33,6 +33,7 @@ __all__ = [
     "check",
     "count",
     "dedupe",
+    "fresh",
     "join",
     "join_asof",
     "join_label",

@@ -278,6 +278,18 @@ def matches(column: str, pattern: str, *, severity: Severity = "warn", name: str
     return Expectation(named(name, "matches", column, pattern), severity, condition, (STRING,))
 
 
+def fresh(
+    column: str, *, at: str, within: str | timedelta, severity: Severity = "warn", name: str | None = None
+) -> Expectation:
+    """A time is at most so long before another of the row: what was joined was not too old. SQL: `at - a <= within`.
+
+    Raises `DefinitionError` for other than names of columns and a duration.
+    """
+    limit = timedelta(microseconds=microseconds(within, "fresh: within"))
+    met = pl.col(column_named(at, "fresh")) - pl.col(column_named(column, "fresh")) <= limit
+    return Expectation(named(name, "fresh", column, within), severity, met, (TIME,))
+
+
 def check(name: str, condition: pl.Expr, *, severity: Severity = "warn") -> Expectation:
     """A row-wise Polars expression is true, or null. SQL: `CHECK (condition)`.
 

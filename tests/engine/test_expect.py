@@ -141,7 +141,7 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
             learner=linear_model.LinearRegression(),
             expect=[op.between("prediction", 0, 1, severity="quarantine")],
         ),
-        "model 'm': between(prediction, 0, 1) has severity='quarantine', but a prediction is a fact once it is served",
+        "predictions of model 'm': between(prediction, 0, 1) has severity='quarantine', but what was served is a fact",
     ),
     (
         lambda p: p.model(
@@ -152,7 +152,7 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
             learner=linear_model.LinearRegression(),
             expect=[op.unique("id")],
         ),
-        "model 'm': unique(id) compares rows, which cannot be expected of predictions: they come",
+        "predictions of model 'm': unique(id) compares rows, which cannot be expected of what comes when all steps",
     ),
     (
         lambda p: source(p, few("warn"), release=op.release(approved(p), within="1d")),

@@ -204,6 +204,8 @@ def test_what_is_counted(base: Base) -> None:
     assert told["high.predictions", "between(prediction, 0, 1)"]["failures"] == 0
     over = sum(r["prediction"] > 0.5 for r in predicted)
     assert told["high.predictions", "between(prediction, 0, 0.5)"]["failing"] == over > 0
+    assert told["high.training", "not_null(label)"]["failures"] == 0
+    assert told["high.training", "even"]["failing"] == sum(r["n"] % 2 for r in values(base, "training")) > 0
     assert 0 < told["shops", "between(limit, 0, 200)"]["failing"] < told["shops", "between(limit, 0, 200)"]["failures"]
     exported = {labels: v for n, labels, v in samples(base[1], False) if n == "freshet_expectation_failing"}
     assert exported["payments", "shops", "quarantine"] == told["payments", "shops"]["failing"]

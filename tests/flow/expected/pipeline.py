@@ -79,6 +79,7 @@ high = p.model(
     learner=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
     wait="1d",
     expect=[op.between("prediction", 0, 1, severity="stop"), op.between("prediction", 0, 0.5)],
+    training_expect=[op.check("even", pl.col("n") % 2 == 0), op.not_null("label", severity="stop")],
 )
 
 p.sink("once", once)
@@ -100,3 +101,4 @@ p.sink("cleared_later_aside", p.quarantine(cleared_later))
 p.sink("all_later", all_later)
 p.sink("sums", sums)
 p.sink("predictions", high.predictions)
+p.sink("training", high.training)
