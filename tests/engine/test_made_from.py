@@ -118,6 +118,14 @@ def test_a_partition_that_joins_later_holds_its_source_where_it_was() -> None:
     assert batch.marks["s"].tolist() == [2 * MINUTE, 3 * MINUTE], "first the new one's row, then that of the other"
 
 
+def test_a_batch_of_nothing_but_what_became_no_row_tells_of_no_change() -> None:
+    m = Merge([(source("s"), [Blocks([MINUTE, 2 * MINUTE], [20], bad=(0, 1))])], ["s"], 100, marked=True)
+    batch = m.next()
+    assert batch is not None
+    assert len(batch.dead) == 2
+    assert {name: len(mark) for name, mark in batch.marks.items()} == {"s": 0}
+
+
 def frames(n: int) -> dict[str, pl.DataFrame]:
     """Rides, one a minute, some late; weather, seldom, which stops for long; what rides cost, known half an hour on."""
     rng = np.random.default_rng(7)
