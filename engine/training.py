@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from engine.examples import Question
+from engine.examples import GONE, Question
 from engine.log import KNOWN, SEQ, WEIGHT
-from engine.spec import ModelSpec, training_schema
+from engine.skew import Tally, tally
+from engine.spec import ModelSpec, frontier, training_schema
 from operators.delta import (
     AT,
     POS,
     STRING,
+    TIME,
     Array,
     Columns,
     Delta,
@@ -64,23 +66,37 @@ class Training:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.schema = spec, training_schema(spec)
-        self._served = [n for n in (*spec.key, *spec.features) if n in self.schema]
-        self._rows = Rows({n: self.schema[n] for n in self._served})
-        self._changes: list[tuple[int, int, int, Any, Any, Any, int, int]] = []
+        served = (*spec.key, *spec.features, "seq", "frontier", *map(frontier, spec.sources))
+        self._rows = Rows({n: self.schema[n] for n in served})
+        self._changes: list[tuple[int, int, int, Any, Any, Any, Any, int, int]] = []
 
     def serve(self, questions: Delta) -> int:
-        """Keep rows of the questions as they are now; returns the number of the first."""
+        """Keep rows of the questions as they are now, with what they are made from; returns the number of the first."""
         return int(self._rows.add(questions)[0])
 
     def features(self, questions: Sequence[Question]) -> Columns:
         """The features of these questions as served."""
-        rows = np.array([q.row for q in questions], np.int64)
+        return self._features(np.array([q.row for q in questions], np.int64))
+
+    def _features(self, rows: Ints) -> Columns:
         taken = self._rows.take(rows, rows, rows).columns
         return {f: taken[f] for f in self.spec.features}
 
     def position(self, question: Question) -> int:
         """The position of the row that a question came from."""
         return int(self._rows.pos[question.row - (self._rows.first - self._rows.head)])
+
+    def compare(self, questions: Sequence[Question], now: Sequence[int | None] | None = None) -> Tally:
+        """The features of questions as served, against what they are in the rows `now` (default: `Question.now`)."""
+        schema = {f: self.spec.questions[f] for f in self.spec.features}
+        if not questions:
+            return Tally(schema)
+        now = [q.now for q in questions] if now is None else now
+        rows = np.array([q.row for q in questions], np.int64)
+        other = np.array([q.row if n in (None, GONE) else n for q, n in zip(questions, now, strict=True)], np.int64)
+        served = self._features(rows)
+        found = served if np.array_equal(rows, other) else self._features(other)
+        return tally(schema, served, found, np.array([n != GONE for n in now], np.bool_))
 
     def blank(self, question: Question) -> None:
         """Let nothing be left of the features of a question that is no example and never will be."""
@@ -90,7 +106,7 @@ class Training:
     def enter(self, question: Question, seq: int, weight: int = 1) -> None:
         """A question is an example from now on; with weight -1 it is none any more."""
         q = question
-        self._changes.append((q.row, weight, seq, q.label, q.value, q.version or None, *q.told))
+        self._changes.append((q.row, weight, seq, q.label, q.value, q.version or None, q.trained, *q.told))
 
     def forget(self, rows: list[int]) -> None:
         """Rows of questions that nobody will ask for any more."""
@@ -101,7 +117,7 @@ class Training:
         """What changed since the last call."""
         if not self._changes:
             return empty(self.schema)
-        rows, weight, seq, label, value, version, answered, pos = zip(*self._changes, strict=True)
+        rows, weight, seq, label, value, version, trained, answered, pos = zip(*self._changes, strict=True)
         self._changes = []
         out = self._rows.take(*(np.array(a, np.int64) for a in (rows, weight, seq)))
         out.columns |= {
@@ -109,6 +125,7 @@ class Training:
             "label": column(label, self.schema["label"]),
             "prediction": column(value, self.schema["prediction"]),
             "model_version": column(version, STRING),
+            "trained": column(trained, TIME),
             "answered": np.array(answered, np.int64),
             "answer_pos": np.array(pos, np.int64),
         }
