@@ -23,15 +23,17 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from engine.ask import AskError, ask
 from engine.bind import Inputs, UnreachableError, check_alone, check_bindings, check_lags, set_policies
+from engine.calibrate import calibrate as bounds_of
 from engine.cluster import supervise
 from engine.compare import compare as compare_policies
 from engine.draw import as_json, drawing, svg, text
 from engine.erase import finish
-from engine.expect import ExpectationError
+from engine.expect import ExpectationError, check_learned
 from engine.export import export as write
 from engine.flow import FlowError, Published, Run
 from engine.forget import request
 from engine.graph import Model
+from engine.learnt import write as write_learnt
 from engine.lines import LinesError
 from engine.log import LogError, as_of, logs, scan
 from engine.logs import Form, Log
@@ -46,6 +48,7 @@ from engine.report import figures, history
 from engine.seal import SealError
 from engine.settings import TOKEN, Settings, SettingsError, instant, load, token_for
 from engine.show import (
+    calibration_of,
     comparison_of,
     forgotten_of,
     freshness_of,
@@ -291,6 +294,7 @@ def _claimed(
         if p.prepare is not None and not bind:
             with errors.status(f"{p.name}: preparing the data"):
                 p.prepare(folder)
+        check_learned(p, f"freshet calibrate {folder}")
         check_alone(p, settings, several)
         check_bindings(p, settings)
         check_lags(p, settings)
@@ -659,6 +663,7 @@ def compare(
             with errors.status(f"{p.name}: preparing the data"):
                 p.prepare(folder)
         set_policies(p, settings)
+        check_learned(p, f"freshet calibrate {folder}")
         check_bindings(p, settings)
         told = [parse(text, "--policy") for text in policy or []]
         if not (names := model or list(p.models)):
@@ -699,6 +704,61 @@ def compare(
     for one in found:
         console.print(comparison_of(one), highlight=False)
     console.print(f"\nReport: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Examples: freshet calibrate examples/flights · freshet calibrate my/pipeline --until 2026-07-01")
+def calibrate(
+    pipeline: PipelineArg,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Only rows before it count, such as 2026-07-01 or 2026-07-01T12:00Z.", show_default=False),
+    ] = None,
+    budget: Annotated[float, typer.Option(help="False alarms per check-day: expectation, key and day.")] = 0.001,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where a source comes from: name=path or name=kafka://HOST:PORT/TOPIC, or with ,format.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Find the bounds of learned expectations from history, and write them beside the pipeline.
+
+    Reads the sources from their beginning to what is there now, or counts only what comes before --until.
+    """
+    p, folder = _opened(pipeline)
+    try:
+        settings = load(folder, {}, bind or [])
+        if p.prepare is not None and not bind:
+            with errors.status(f"{p.name}: preparing the data"):
+                p.prepare(folder)
+        set_policies(p, settings)
+        check_bindings(p, settings)
+        before = None if until is None else round(_as_of(until).timestamp() * 1e6)
+        with Progress(
+            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>5.1f} %")),
+            *(TextColumn("{task.fields[changes]:>11,} changes"), TimeRemainingColumn()),
+            console=errors,
+            transient=True,
+        ) as bar:
+            task = bar.add_task(f"{p.name}: calibrating", total=1.0, changes=0)
+            with Inputs(p, settings) as inputs:
+                table, found = bounds_of(
+                    p,
+                    inputs.parts,
+                    budget,
+                    settings.batch_rows,
+                    before,
+                    lambda done, changes: bar.update(task, completed=done, changes=changes),
+                )
+    except (SettingsError, DefinitionError) as error:
+        _fail(error, 2)
+    except UnreachableError as error:
+        _fail(error, 1)
+    assert p.learned is not None
+    write_learnt(p.learned, found, budget, until)
+    console.print(calibration_of(table, budget), highlight=False)
+    console.print(f"\nBounds: {p.learned}", highlight=False, soft_wrap=True)
 
 
 def _about(seconds: float) -> dict[str, str]:

@@ -24,6 +24,7 @@ from engine.draw import drawing, svg
 from engine.freshness import Bounds
 from engine.graph import AS_OF, DELETED, Expected, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
+from engine.learnt import read
 from engine.plan import roots
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
@@ -32,6 +33,7 @@ from operators.delta import AT, POS, TIME, Schema, type_of
 from operators.expectation import REASON, Expectation, Release, chain, expected, met, quarantined, reason
 from operators.join_label import join_label, unanswered
 from operators.latest import latest
+from operators.learned import Learned
 from operators.operator import DefinitionError, Named, Operator, as_names, fit_as_key, known, microseconds
 from operators.project import project
 from operators.union import union
@@ -91,11 +93,16 @@ class Pipeline(Graph):
     """A named set of sources, views, models and sinks.
 
     `prepare`, if given, is called with the folder of the pipeline file before a run; it makes data that is missing.
+    learned: the file of the bounds that `freshet calibrate` finds, such as `Path(__file__).with_name("learned.json")`.
     """
 
-    def __init__(self, name: str, prepare: Callable[[Path], object] | None = None) -> None:
+    def __init__(
+        self, name: str, prepare: Callable[[Path], object] | None = None, learned: str | Path | None = None
+    ) -> None:
         super().__init__(_name(name, "a pipeline"))
         self.prepare = prepare
+        self.learned = None if learned is None else Path(learned)
+        self._learnt = {} if self.learned is None else read(self.learned)
 
     def _repr_html_(self) -> str:
         return svg(drawing(self))
@@ -273,10 +280,27 @@ class Pipeline(Graph):
             self._hold()
         return name, self.declared[name].schema
 
+    def _expected(
+        self, given: object, schema: Schema, relation: str, what: str, release: Release | None
+    ) -> tuple[Expectation, ...]:
+        """What is expected of a relation, with the bounds that were learnt."""
+        made = list[Expectation]()
+        for e in expected(given, schema, what, release):
+            if isinstance(e, Learned):
+                if self.learned is None:
+                    raise DefinitionError(
+                        f"{what}: {e.name} is learned, but the pipeline names no file for what is learnt; declare "
+                        'Pipeline(..., learned=Path(__file__).with_name("learned.json"))'
+                    )
+                found = self._learnt.get(f"{relation}: {e.name}")
+                e = e.learnt(found.bounds) if found is not None and found.asked == e.asked else e
+            made.append(e)
+        return tuple(made)
+
     def _expect_of(self, source: Source, expect: object, release: Release | None) -> None:
         """Let something be expected of the rows of a source."""
         what = f"{'table' if source.table else 'source'} {source.name!r}"
-        if not (found := expected(expect, source.schema, what, release)):
+        if not (found := self._expected(expect, source.schema, source.name, what, release)):
             return
         rows, schema = self._messages_as_rows(source)
         self._expect(what, source.name, rows, f"{source.name}.meets", schema, source.key, found, release)
@@ -433,7 +457,7 @@ class Pipeline(Graph):
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
-        judged = expected(expect, schema, what, release)
+        judged = self._expected(expect, schema, name, what, release)
         if quarantined(judged):
             made[-1] = replace(made[-1], name=f"{name}.{len(steps)}")
         key = tuple(relation.key)
@@ -537,7 +561,7 @@ class Pipeline(Graph):
                 f"{what}: {aside[0].name} has severity='quarantine', but what was served is a fact; expected 'warn' or "
                 "'stop', a guard, which acts before, or to put questions or answers aside"
             )
-        if beside := [e for e in asked if e.chain]:
+        if beside := [e for e in asked if e.chain or isinstance(e, Learned)]:
             raise DefinitionError(
                 f"{what}: {beside[0].name} compares rows, which cannot be expected of what comes when all steps are "
                 "done; expect it of the questions, or of the answers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from math import isfinite
 from operator import getitem
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from engine.graph import Graph
+from engine.learnt import Calibrated
 from engine.log import About
 from engine.policy import OnQuery
 from engine.skew import KINDS
@@ -501,3 +503,18 @@ def status_of(told: Mapping[str, Any], rates: Mapping[str, float]) -> Renderable
             models.add_row(name, state(f"model {name}"), *counts_, m.get("version") or "-")
         parts += [Text(), models]
     return Group(*parts)
+
+
+def calibration_of(found: Sequence[Calibrated], budget: float) -> RenderableType:
+    """The bounds that were found for learned expectations, and what they rest on."""
+    parts: list[RenderableType] = []
+    for relation in dict.fromkeys(one.relation for one in found):
+        table = _table(relation, "expectation", "key", "least", "most", "days", "expected", "beyond")
+        for one in found:
+            if one.relation == relation:
+                low, high = (f"{b:g}" if isfinite(b) else "-" for b in one.bounds)
+                days = f"{one.days:,}", f"{one.days * budget:.2f}", f"{one.beyond:,}"
+                table.add_row(one.expectation, one.group or "every other", low, high, *days)
+        parts += [table, Text()]
+    told = "days: check-days seen; expected: false alarms on as many others; beyond: those of them beyond the bounds"
+    return Group(*parts, Text(told, style="dim"))

@@ -10,13 +10,14 @@ import inspect
 import pkgutil
 
 from operators.aggregate import aggregate
-from operators.before import unique
+from operators.before import increasing, step, unique
 from operators.dedupe import dedupe
 from operators.expectation import between, check, fresh, matches, not_null, one_of, release
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label, unanswered
 from operators.latest import latest
+from operators.learned import default_ratio, jump, level, null_ratio, stuck, usual
 from operators.operator import Operator
 from operators.previous import previous
 from operators.project import project
@@ -33,25 +34,33 @@ __all__ = [
     "check",
     "count",
     "dedupe",
+    "default_ratio",
     "fresh",
+    "increasing",
     "join",
     "join_asof",
     "join_label",
+    "jump",
     "latest",
+    "level",
     "matches",
     "maximum",
     "mean",
     "minimum",
     "not_null",
+    "null_ratio",
     "one_of",
     "previous",
     "project",
     "release",
     "runs",
+    "step",
+    "stuck",
     "total",
     "unanswered",
     "union",
     "unique",
+    "usual",
     "where",
     "window",
 ]
