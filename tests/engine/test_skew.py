@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from river import dummy, stats
 
 import operators as op
-from engine import Pipeline, replay
-from engine.model import KeptModel
+from engine import Pipeline, immediate, replay
+from engine.model import KeptModel, kept
+from engine.seal import Seal
 from engine.skew import tally
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, NULL, NULL_BOOL, STRING, Schema
 from tests.engine.test_made_from import frames
@@ -102,6 +103,25 @@ def test_a_row_of_an_earlier_question_of_the_key_corrects_no_later_one() -> None
     assert model.figures()["skew"]["all"]["features"]["a"]["mismatch"] == 1
 
 
+@pytest.mark.parametrize("final", [False, True])
+def test_of_a_forgotten_question_nothing_is_left_but_that_it_was_taken_back(tmp_path: Path, final: bool) -> None:
+    """final: its row is so old that it cannot be taken back from the view."""
+    model = kept(spec(features=("a",)), immediate(), tmp_path, seal=Seal(b"a key", "skew"))
+    go(model, asked((1, 1, "p", 1.0, 1), (2, 1, "q", 1.0, 2)), told((3, 1, "p", 5.0, 3)), BEGINNING)
+    for key, at in (("p", 1), ("q", 2)):
+        go(model, asked((3 + at, -1, key, 1.0, at), (3 + at, 1, key, 77.0, at)), told(), BEGINNING)
+    assert model.figures()["skew"]["open"]["features"]["a"]["mismatch"] == 2
+    gone = asked(*([] if final else [(6, -1, "p", 77.0, 1)]))
+    model.apply(gone, told(), BEGINNING, refreshes=False)
+    model.forget(np.array([1]), 6, 6)
+    same = {"mismatch": 1, "missing": 0, "extra": 0, "smape": pytest.approx(2 * 76 / 78)}
+    assert model.figures()["skew"]["open"] == {"questions": 2, "taken_back": 1, "features": {"a": same}}
+    assert model.training._rows.columns["a"].tolist().count(77.0) == 1, "that of the other question"
+    go(model, asked(), told(), 1000)
+    assert model.figures()["skew"]["final"] == {"questions": 2, "taken_back": 1, "features": {"a": same}}
+    assert len(model.training._rows) == 0
+
+
 def test_each_type_is_compared_as_what_it_is() -> None:
     schema: Schema = {"n": INT, "x": FLOAT, "s": STRING, "b": BOOL}
     served = {
@@ -157,11 +177,11 @@ def test_counts_are_what_sql_finds_in_facts_and_corrected_view(
 ) -> None:
     models: list[KeptModel] = []
 
-    def kept(*args: Any) -> KeptModel:
-        models.append(made := KEPT(*args))
+    def keeping(*args: Any) -> KeptModel:
+        models.append(made := kept(*args))
         return made
 
-    monkeypatch.setattr(replay, "kept_model", kept)
+    monkeypatch.setattr(replay, "kept_model", keeping)
     views = [rides(corrects).replay(told_again(corrects), n) for n in (1, 40, 1000)][-1]
     said = views["m.predictions"]
     skew, *others = (m.figures()["skew"] for m in models)
@@ -191,6 +211,3 @@ def test_counts_are_what_sql_finds_in_facts_and_corrected_view(
     assert (skew["all"]["taken_back"] > 5) == corrects
     assert skew["open"]["questions"] > 5
     assert (skew["final"]["questions"] > 50) != corrects, "what can be taken back for ever stays open"
-
-
-KEPT = replay.kept_model
