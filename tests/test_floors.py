@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.unpack", "engine.pack", "engine.avro"),
     ("engine.scan", "engine.compiled", "engine.spec", "engine.large"),
     ("engine.disk", "engine.timing", "engine.card", "engine.layers", "engine.ask"),
-    ("engine.guard", "engine.seal"),
+    ("engine.guard", "engine.seal", "engine.taint"),
     ("operators",),
     ("operators.<each>",),
     ("operators.<shared>",),

@@ -246,4 +246,9 @@ def aggregate(case: Case) -> str:
     keys = ", ".join(f'b."{n}"' for n in op.by)
     made = ", ".join(f'{_reduced(r, case.schemas[0], "true")} AS "{n}"' for n, r in op.reductions)
     last = "arg_max(b._pos, (b._at, b._pos)) AS _pos"
-    return f"SELECT {keys}, {made}, max(b._at) AS _at, {last} FROM r0 b GROUP BY {keys}"
+    if op.aside is None:
+        return f"SELECT {keys}, {made}, max(b._at) AS _at, {last} FROM r0 b GROUP BY {keys}"
+    same = " AND ".join(f'a."{n}" IS NOT DISTINCT FROM b."{n}"' for n in op.by)
+    having = f'EXISTS (FROM r0 a WHERE a."{op.aside}" AND {same}) AS "{op.aside}"'
+    rows = f'(FROM r0 WHERE "{op.aside}" IS NOT TRUE)'
+    return f"SELECT {keys}, {made}, {having}, max(b._at) AS _at, {last} FROM {rows} b GROUP BY {keys}"
