@@ -1,7 +1,8 @@
 """What is expected of rows, judged: of each batch how many do not meet it; and those at which a run stops.
 
 Rows that are put aside need nothing here: that is two relations of one, made where they are declared. Every expectation
-is judged on all rows that come, and on those that leave, so that what fails now is known.
+is judged on all rows that come, and on those that leave, so that what fails now is known. A row that fails as before,
+whatever has changed before it, does not count again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Collection
 from engine.batch import Batch
 from engine.graph import Expected, Graph
 from engine.merge import OFFSET_BITS, PARTITION_BITS
-from operators.expectation import Judge, checks
+from operators.expectation import Judge
+from operators.project import without_idle
 
 
 class ExpectationError(RuntimeError):
@@ -31,25 +33,25 @@ class Judged:
     def __init__(self, graph: Graph, relations: Collection[str]) -> None:
         self._graph = graph
         self._judges = {
-            name: (e, Judge(checks(e.expectations), e.schema))
-            for name, e in graph.expected.items()
-            if name in relations
+            name: (e, Judge(e.expectations, e.schema)) for name, e in graph.expected.items() if name in relations
         }
 
     def __call__(self, batch: Batch) -> Batch:
         """Take in a batch in which the changes of the relations are. Raises `ExpectationError`."""
         for name, (told, judge) in self._judges.items():
-            rows = batch.deltas[told.rows]
+            rows = batch.deltas[told.judged]
             if not len(rows):
                 continue
-            found = iter(judge(rows))
             batch.failures[name] = []
-            for e in told.expectations:
-                failing = batch.deltas[told.fails[e.name]] if e.name in told.fails else rows.take(next(found))
-                came = failing.weight > 0
+            for e, failing in zip(told.expectations, judge(rows), strict=True):
+                wrong = rows.take(failing)
+                if told.judged != told.rows:
+                    own = batch.deltas[told.rows].columns
+                    wrong = without_idle(wrong.with_columns({n: wrong.columns[n] for n in own}))
+                came = wrong.weight > 0
                 batch.failures[name].append((int(came.sum()), int((~came).sum())))
                 if e.severity == "stop" and came.any():
-                    self._stop(told, e.name, int(failing.pos[came][0]))
+                    self._stop(told, e.name, int(wrong.pos[came][0]))
         return batch
 
     def _stop(self, told: Expected, name: str, pos: int) -> None:

@@ -158,15 +158,15 @@ class Hold:
 class Expected:
     """What is expected of a relation.
 
-    rows: the node whose changes are judged, before any row is put aside. fails: of an expectation that is no check, by
-    name, the node of the rows that do not meet it.
+    rows: the node of its rows, before any is put aside. judged: the node whose changes are judged: the same rows with
+    hidden columns beside theirs; schema: all of these.
     """
 
     what: str
     rows: str
+    judged: str
     schema: Schema
     expectations: tuple[Expectation, ...]
-    fails: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)

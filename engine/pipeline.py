@@ -27,9 +27,8 @@ from engine.guard import Guard
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
-from operators.dedupe import Dedupe, Repeats
 from operators.delta import AT, POS, TIME, Schema, type_of
-from operators.expectation import REASON, Expectation, Unique, checks, expected, met, quarantined, reason
+from operators.expectation import REASON, Expectation, chain, expected, met, quarantined, reason
 from operators.latest import latest
 from operators.operator import DefinitionError, Operator, as_names, fit_as_key, known, microseconds
 from operators.project import project
@@ -290,21 +289,19 @@ class Pipeline(Graph):
 
         meets: the node of the rows that are not put aside. The quarantine is a view.
         """
-        fails, quarantine = f"{name}.fails", f"{name}.quarantine"
-        made, failing = list[Node](), dict[str, str]()
-        for i, e in enumerate(expectations):
-            if isinstance(e, Unique):
-                failing[e.name] = fails if e.severity == "quarantine" else f"{name}.repeats-{i}"
-                made.append(Node(failing[e.name], Repeats(e.by, e.within), (rows,), schema))
-        self.expected[name] = Expected(what, rows, schema, expectations, failing)
+        made, judged, wide = list[Node](), rows, schema
+        for i, step in enumerate(chain(expectations), 1):
+            made.append(Node(f"{name}.beside-{i}", step, (judged,), wide := step.schema([wide])))
+            judged = made[-1].name
+        self.expected[name] = Expected(what, rows, judged, wide, expectations)
         if aside := quarantined(expectations):
-            if isinstance(first := aside[0], Unique):
-                told = project(**{REASON: pl.lit(first.name)})
-                made.append(Node(meets, Dedupe(first.by, first.within), (rows,), schema))
-            else:
-                good, told = met(checks(aside)), project(**{REASON: reason(checks(aside))})
-                made += [Node(meets, where(good), (rows,), schema), Node(fails, where(~good), (rows,), schema)]
-            made.append(Node(quarantine, told, (fails,), told.schema([schema])))
+            fails, quarantine, good = f"{name}.fails", f"{name}.quarantine", met(aside)
+            kept = meets if judged == rows else f"{name}.good"
+            made += [Node(kept, where(good), (judged,), wide), Node(fails, where(~good), (judged,), wide)]
+            if kept != meets:
+                made.append(Node(meets, project(*schema), (kept,), schema))
+            told = project(*([] if judged == rows else schema), **{REASON: reason(aside)})
+            made.append(Node(quarantine, told, (fails,), told.schema([wide])))
             self.views[quarantine] = View(quarantine, made[-1].schema, key)
         self.declared.update((n.name, n) for n in made)
         self._hold()
@@ -483,14 +480,14 @@ class Pipeline(Graph):
                 f"{what}: {aside[0].name} has severity='quarantine', but a prediction is a fact once it is served; "
                 "expected 'warn' or 'stop', or a guard, which acts before"
             )
-        if aside := [e for e in asked if isinstance(e, Unique)]:
+        if beside := [e for e in asked if e.chain]:
             raise DefinitionError(
-                f"{what}: {aside[0].name} cannot be expected of predictions, of which there is one for each question; "
-                "expect it of the questions"
+                f"{what}: {beside[0].name} compares rows, which cannot be expected of predictions: they come when all "
+                "steps are done; expect it of the questions"
             )
         if asked:
             self.expected[predictions.name] = Expected(
-                f"predictions of {what}", predictions.name, predictions.schema, asked, {}
+                f"predictions of {what}", predictions.name, predictions.name, predictions.schema, asked
             )
         declared = _bounds(what, policy, None, warn_after, error_after)
         made = Model(name, spec, questions.name, reply_name, policy, predictions, training, declared)

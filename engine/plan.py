@@ -74,7 +74,7 @@ def stages(graph: Graph) -> list[Stage]:
         if not drafts or (waits_for | settled) & inside or not _joins(node, drafts[-1]):
             drafts.append(_Draft(node.operator.keys[0] if node.operator.keys else ()))
         _add(node, drafts[-1])
-    wanted = set(graph.views) | {name for e in graph.expected.values() for name in (e.rows, *e.fails.values())}
+    wanted = set(graph.views) | {name for e in graph.expected.values() for name in (e.rows, e.judged)}
     wanted |= {name for m in graph.models.values() for name in (m.answers, m.questions)}
     done = []
     for i, draft in enumerate(drafts):

@@ -10,15 +10,18 @@ import inspect
 import pkgutil
 
 from operators.aggregate import aggregate
+from operators.before import unique
 from operators.dedupe import dedupe
-from operators.expectation import between, check, matches, not_null, one_of, unique
+from operators.expectation import between, check, matches, not_null, one_of
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label
 from operators.latest import latest
 from operators.operator import Operator
+from operators.previous import previous
 from operators.project import project
 from operators.reduction import count, maximum, mean, minimum, total
+from operators.runs import runs
 from operators.where import where
 from operators.window import window
 
@@ -39,7 +42,9 @@ __all__ = [
     "minimum",
     "not_null",
     "one_of",
+    "previous",
     "project",
+    "runs",
     "total",
     "unique",
     "where",

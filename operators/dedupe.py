@@ -1,8 +1,7 @@
-"""DEDUPE: the first row of each key; REPEATS: all others.
+"""DEDUPE: the first row of each key.
 
     dedupe(by)(R)         = the rows of R that have no row of their key before them, in the order of (at, pos)
     dedupe(by, within)(R) = the rows r of R that have no row of their key before them with at >= r.at - within
-    repeats(R)            = the rows of R that dedupe(R) leaves out
 
 What blocks a row is another *row*, kept or not. So with `within` a burst of rows, each within the duration of the one
 before, keeps its first row only, however long it lasts. The greedy rule (only kept rows block) would let one late row
@@ -18,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -49,9 +48,6 @@ class Dedupe(Operator):
     [(-1, 20), (1, 30)]
     """
 
-    rest: ClassVar[bool] = False
-    """Whether the other rows are kept instead."""
-
     by: tuple[str, ...]
     within: int | None
 
@@ -72,12 +68,11 @@ class Dedupe(Operator):
         blocked = before.is_not_null()
         if self.within is not None:
             blocked &= before >= pl.max_horizontal(AT, BEGINNING + self.within) - self.within
-        kept = pl.col("_blocked") if self.rest else ~pl.col("_blocked")
-        return relations[0].sort(AT, POS).with_columns(_blocked=blocked).filter(kept).drop("_blocked")
+        return relations[0].sort(AT, POS).filter(~blocked)
 
     def start(self, inputs: Sequence[Schema]) -> Maintained:
         self.schema(inputs)
-        return _Firsts(self.by, inputs[0], -1 if self.within is None else self.within, self.rest)
+        return _Firsts(self.by, inputs[0], -1 if self.within is None else self.within)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
@@ -88,20 +83,6 @@ class Dedupe(Operator):
             (dedupe(by="k", within="1h"), [schema]),
             (dedupe(by=["k", "x"], within="3us"), [schema]),
         ]
-
-
-class Repeats(Dedupe):
-    """Keeps the rows that are not the first of their key, which `dedupe` leaves out.
-
-    SQL: `SELECT * FROM r QUALIFY row_number() OVER (PARTITION BY id ORDER BY at, pos) > 1`
-    """
-
-    rest = True
-
-    @classmethod
-    def samples(cls) -> list[tuple[Operator, list[Schema]]]:
-        """Instances with their input schemas, for the laws."""
-        return [(cls(o.by, o.within), given) for o, given in Dedupe.samples() if isinstance(o, Dedupe)]
 
 
 @njit(cache=True)
@@ -189,9 +170,9 @@ def _forget(reach, horizon, slots, held, slab, runs, free):  # type: ignore[no-u
 class _Firsts(Keyed):
     alone = True  # changes of one seq are applied one after another, which needs no waves
 
-    def __init__(self, by: Sequence[str], schema: Schema, reach: int, rest: bool) -> None:
+    def __init__(self, by: Sequence[str], schema: Schema, reach: int) -> None:
         super().__init__([by], schema)
-        self.reach, self.rest = reach, rest
+        self.reach = reach
         self.entries = Timelines()
         self.rows = Rows(schema)
         self.number = 0
@@ -218,8 +199,6 @@ class _Firsts(Keyed):
                 f"a row with at={int(delta.at[bad])}, pos={int(delta.pos[bad])} was taken back that is not there: "
                 "expected a row that was inserted, not taken back since, and not before the horizon"
             )
-        if self.rest:
-            kept, fixes[:, 1] = ~kept, -fixes[:, 1]
         out = delta if kept.all() else delta.take(kept)
         if len(fixes):
             out = concat([out, self.rows.take(fixes[:, 0], fixes[:, 1].copy(), fixes[:, 2].copy())])

@@ -209,7 +209,13 @@ _REFUSED = [  # (kind of part, what is wrong with it, what to do), the first mat
         "use op.aggregate, or op.window for the rows before",
     ),
     (
-        r"^Eval|Shift|Diff|PctChange|Rolling|Cum|Ewm|Interpol|Strategy|Rank|RLE|Peak|QCut",
+        r"Shift|Diff|PctChange",
+        _ACROSS,
+        "use op.previous for the row before, or op.join_asof for the latest row of another source",
+    ),
+    (r"RLE", _ACROSS, "use op.runs"),
+    (
+        r"^Eval|Rolling|Cum|Ewm|Interpol|Strategy|Rank|Peak|QCut",
         _ACROSS,
         "use op.window for the rows before, or op.join_asof for the latest row of another source",
     ),

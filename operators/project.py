@@ -127,11 +127,13 @@ class _Projected(Maintained):
             frame = evaluate(pl.DataFrame(rows), self.made.values())
             found.update((n, to_array(frame[n])) for n in self.made)
         out = delta.with_columns({n: found[n] for n in self.out})
-        return _without_idle(out) if self.drops and (out.weight < 0).any() else out
+        return without_idle(out) if self.drops else out
 
 
-def _without_idle(delta: Delta) -> Delta:
+def without_idle(delta: Delta) -> Delta:
     """The delta without those corrections that put a row in the place of an equal one."""
+    if not (delta.weight < 0).any():
+        return delta
     causes = np.unique(delta.seq[delta.weight < 0])
     nearest = np.minimum(np.searchsorted(causes, delta.seq), len(causes) - 1)
     touched = np.flatnonzero(causes[nearest] == delta.seq)

@@ -44,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.disk", "engine.timing", "engine.card", "engine.layers", "engine.ask"),
     ("engine.guard", "engine.seal", "engine.taint"),
     ("operators",),
+    ("operators.before",),
     ("operators.<each>",),
     ("operators.<shared>",),
     ("operators.operator",),

@@ -114,7 +114,7 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
     (lambda p: p.quarantine(source(p)), "'s' has no quarantine: none of its expectations has severity='quarantine'"),
     (lambda p: p.quarantine(source(p, few("stop"))), "'s' has no quarantine"),
     (lambda p: source(p, op.not_null("y")), "source 's': expect: not_null(y): no column 'y'"),
-    (lambda p: p.table("t", key="k", schema={"k": str}, expect=op.not_null("k")), "table 't': expect is Check"),  # type: ignore[arg-type]
+    (lambda p: p.table("t", key="k", schema={"k": str}, expect=op.not_null("k")), "table 't': expect is Expectation"),  # type: ignore[arg-type]
     (
         lambda p: p.view("v", source(p), op.project("id"), expect=[op.not_null("x")]),
         "view 'v': expect: not_null(x): no column 'x' Known columns: id",
@@ -152,7 +152,7 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
             learner=linear_model.LinearRegression(),
             expect=[op.unique("id")],
         ),
-        "model 'm': unique(id) cannot be expected of predictions, of which there is one for each question; expect",
+        "model 'm': unique(id) compares rows, which cannot be expected of predictions: they come",
     ),
 ]
 
@@ -234,6 +234,22 @@ def test_a_repeated_row_is_let_in_when_the_first_goes() -> None:
             got = p.replay(frame(*rows[:n]), batch_rows)
             assert got["v"]["id"].to_list() == v
             assert got["v.quarantine"].select("id", "reason").rows() == [(i, "one") for i in aside]
+
+
+def test_rows_are_put_aside_for_what_they_are_and_for_those_before_them() -> None:
+    p = Pipeline("p")
+    s = source(p, few(), op.unique("key", within="1s", severity="quarantine"), append_only=False)
+    p.view("v", s, op.project("id"))
+    rows = [(1, 0.5), (2, 7.0), (3, 0.5), (1, None)]
+    one, both = "unique(key)", "between(x, 0, 1); unique(key)"
+    for n, (v, aside) in enumerate(
+        [([1], []), ([1], [(2, both)]), ([1], [(2, both), (3, one)]), ([], [(2, few().name), (3, one), (1, one)])], 1
+    ):
+        for batch_rows in (1, 100):
+            got = p.replay(frame(*rows[:n]), batch_rows)
+            assert got["v"]["id"].to_list() == v
+            assert got["s.quarantine"].columns == ["id", "at", "key", "x", "reason"]
+            assert got["s.quarantine"].select("id", "reason").rows() == aside
 
 
 def test_a_repeated_row_stops_a_run() -> None:

@@ -189,8 +189,26 @@ def dedupe(case: Case) -> str:
 
 
 @query
-def repeats(case: Case) -> str:
-    return f"SELECT * FROM r0 EXCEPT ALL ({dedupe(case)})"
+def previous(case: Case) -> str:
+    op: Any = case.operator
+    lag = f"lag({{}}) OVER (PARTITION BY {', '.join(op.by)} ORDER BY _at, _pos)"
+    near = "true" if op.within is None else f"_at - {lag.format('_at')} <= {op.within}"
+    names = [*op.columns, *([(op.at, "_at")] if op.at else [])]
+    made = ", ".join(f'CASE WHEN {near} THEN {lag.format(old)} END AS "{new}"' for new, old in names)
+    return f"SELECT *, {made} FROM r0"
+
+
+@query
+def runs(case: Case) -> str:
+    op: Any = case.operator
+    mine = " AND ".join(f'b."{n}" IS NOT DISTINCT FROM a."{n}"' for n in op.by)
+    alike = " AND ".join(f'c."{n}" = a."{n}"' for n in op.of)
+    between = f"{mine.replace('b.', 'c.')} AND (c._at, c._pos) BETWEEN (b._at, b._pos) AND (a._at, a._pos)"
+    run = f"FROM r0 b WHERE {mine} AND (b._at, b._pos) <= (a._at, a._pos) AND NOT EXISTS (FROM r0 c WHERE {between} "
+    run += f"AND ({alike}) IS NOT TRUE)"
+    made = {"run": f"(SELECT count(*) {run})", "since": f"(SELECT min(b._at) {run})"}
+    named = [f'{sql} AS "{name}"' for what, sql in made.items() if (name := getattr(op, what))]
+    return f"SELECT *, {', '.join(named)} FROM r0 a"
 
 
 @query

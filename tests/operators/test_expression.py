@@ -183,19 +183,21 @@ REFUSED: list[tuple[str, list[Callable[[], Any]]]] = [
         lambda: F.max().map_elements(lambda x: x, return_dtype=pl.Float64), lambda: T - T.min(),
         lambda: F.max_by("i"),
     ]),
-    (WINDOW, [
+    ("use op.previous", [
         lambda: N.shift(1), lambda: N.shift(-1), lambda: N.diff(), lambda: N.pct_change(),
-        lambda: N - N.shift(1),
+        lambda: N - N.shift(1), lambda: pl.when(B).then(N.shift(1)), lambda: pl.struct(N.shift(1)).struct.field("i"),
+        lambda: T.diff().dt.total_seconds(),
+    ]),
+    ("use op.runs", [lambda: N.rle_id()]),
+    (WINDOW, [
         lambda: N.cum_sum(), lambda: N.cum_max(), lambda: N.cum_count(), lambda: N.cum_prod(),
         lambda: F.rolling_mean(3),
         lambda: F.rolling_sum_by("t", "1h"), lambda: F.rolling_std(3), lambda: F.sum().rolling("t",
         period="1h"),
         lambda: F.ewm_mean(com=1), lambda: F.interpolate(), lambda: N.forward_fill(),
         lambda: N.backward_fill(),
-        lambda: N.fill_null(strategy="forward"), lambda: N.rank(), lambda: N.rle_id(), lambda: N.peak_max(),
-        lambda: N.qcut(2), lambda: N.cumulative_eval(pl.element().sum()), lambda: pl.when(B).then(N.shift(1)),
-        lambda: pl.struct(N.shift(1)).struct.field("i"), lambda: T.diff().dt.total_seconds(),
-        lambda: N.rolling_rank(3),
+        lambda: N.fill_null(strategy="forward"), lambda: N.rank(), lambda: N.peak_max(),
+        lambda: N.qcut(2), lambda: N.cumulative_eval(pl.element().sum()), lambda: N.rolling_rank(3),
     ]),
     ("use op.window(by=...)", [
         lambda: F.sum().over("s"), lambda: N.over("s"), lambda: F.rank().over("s", "u"),
@@ -333,7 +335,7 @@ DISTANCE = pl.col("distance")
          "columns of one row; use op.aggregate, or op.window for the rows before"),
         (DISTANCE.shift(1),
         "'delay': 'distance.shift(1)' looks across rows; expected an expression of the columns of "
-         "one row; use op.window for the rows before, or op.join_asof for the latest row of another source"),
+         "one row; use op.previous for the row before, or op.join_asof for the latest row of another source"),
         (DISTANCE.filter(DISTANCE > 1),
         "'delay': 'distance.filter([(distance) > (1)])' does not keep one row per row; "
          "expected an expression of the columns of one row; use op.where"),
