@@ -214,6 +214,8 @@ class Graph:
 
     declared: the steps as they were declared. nodes, holds: what follows when views are refreshed as their policies
     say: the steps of a deferred view read what it waits with. expected: by relation what is expected of its rows.
+    ends: by view the node that its last step gives, before rows are judged and put aside. marks: of each marked
+    relation, by the node of its rows, the node of its whole; see `engine.taint`.
     """
 
     def __init__(self, name: str) -> None:
@@ -226,6 +228,8 @@ class Graph:
         self.models: dict[str, Model] = {}
         self.sinks: dict[str, Sink] = {}
         self.expected: dict[str, Expected] = {}
+        self.ends: dict[str, str] = {}
+        self.marks: dict[str, str] = {}
 
     def refresh(self, name: str, policy: Policy) -> None:
         """Give a view or model another policy; the same as declaring it with that one.
@@ -262,8 +266,7 @@ class Graph:
     def steps(self, view: str) -> list[Node]:
         """The steps that a view was declared with; behind them rows are judged and put aside."""
         mine = [n for n in self.declared.values() if n.view == view]
-        end = self.expected[view].rows if view in self.expected else view
-        return mine[: [n.name for n in mine].index(end) + 1]
+        return mine[: [n.name for n in mine].index(self.ends[view]) + 1]
 
     def _hold(self) -> None:
         """Let nodes and holds follow from what is declared."""
@@ -279,6 +282,12 @@ class Graph:
         for name, n in self.declared.items():
             held = {i: h for h, i in self.holds[n.view].inputs} if n.view in self.holds else {}
             self.nodes[name] = replace(n, inputs=tuple(held.get(i, i) for i in n.inputs))
+
+    @property
+    def marked(self) -> set[str]:
+        """The names of the views that say which of their rows are suspect."""
+        asked = [m for m in self.models.values() if m.questions in self.marks]
+        return self.marks.keys() & self.views.keys() | {v.name for m in asked for v in (m.predictions, m.training)}
 
     @property
     def predictions(self) -> set[str]:

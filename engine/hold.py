@@ -126,7 +126,7 @@ class Settling:
 
     def __init__(self, graph: Graph, hold: Hold, costs: Costs, timer: Callable[[], float]) -> None:
         self.view, self.end, self.costs, self.timer = hold.view, hold.end, costs, timer
-        self.rows = None if costs.mode == "incremental" else Rows(graph.views[hold.view].schema)
+        self.rows = None if costs.mode == "incremental" else Rows(graph.nodes[hold.end].schema)
 
     def __call__(self, batch: Batch) -> Batch:
         """Take in a batch through which the steps of the view went."""

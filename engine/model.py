@@ -47,6 +47,7 @@ from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
 from engine.seal import Seal
 from engine.spec import ModelSpec, asks_probabilities, guarded, prediction_schema
 from engine.student import Judge, ModelError, Reading, guesser, values
+from engine.taint import SUSPECT
 from engine.training import MemoryLog, Training, column, examples, from_log, of_rows
 from engine.versions import Versions
 from operators.delta import FLOAT, INT, STRING, Columns, Delta, Ints, concat, empty, is_null
@@ -417,6 +418,8 @@ class KeptModel:
         columns["model_version"] = column([q.version or None for q in asked], STRING)
         if self._guards:
             columns["guards"] = column([q.guards for q in asked], STRING)
+        if self.spec.marked:
+            columns[SUSPECT] = questions.columns[SUSPECT][rows]
         return Delta(columns, np.ones(n, np.int64), at, questions.pos[rows], questions.seq[rows])
 
 

@@ -132,7 +132,8 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
             _lag(v["global_lag_seconds"]),
             number(v["pending_changes"]),
         )
-    parts += [sources, Text(), views, Text(), *_failures(figures["expectations"]), *_refreshes(figures["views"])]
+    parts += [sources, Text(), views, Text(), *_failures(figures["expectations"])]
+    parts += [*_suspects(figures["views"]), *_refreshes(figures["views"])]
     if figures["models"]:
         models = _table("Models", "model", "questions", "answers", "predictions", "waiting", "closed unanswered")
         for name, m in figures["models"].items():
@@ -197,6 +198,15 @@ def _failures(expectations: Sequence[Mapping[str, Any]]) -> list[RenderableType]
         if e["failures"]:
             name = f"{e['relation']}, {e['expectation']}"
             table.add_row(name, e["severity"], number(e["failures"]), number(e["failing"]))
+    return [table, Text()] if table.row_count else []
+
+
+def _suspects(views: Mapping[str, Any]) -> list[RenderableType]:
+    """The views that have held suspect rows."""
+    table = _table("Suspect rows", "view", "rows that came", "there now")
+    for name, v in views.items():
+        if v["suspect_inserted"]:
+            table.add_row(name, number(v["suspect_inserted"]), number(v["suspect"]))
     return [table, Text()] if table.row_count else []
 
 

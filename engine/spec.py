@@ -24,6 +24,7 @@ from river import base, compose, metrics
 from river.active.base import ActiveLearningClassifier
 
 from engine.guard import Guard, Guards
+from engine.taint import SUSPECT
 from operators.delta import BOOL, FLOAT, INT, STRING, TIME, Schema
 from operators.operator import DefinitionError, as_names, fit_as_key, known, new_columns
 
@@ -45,6 +46,7 @@ class ModelSpec:
     - `metric`: a river metric or several; None: ROCAUC for Boolean labels, Accuracy for other classes, MAE for numbers.
     - `naive`: keep also the figures that learning each label at once would claim.
     - `guards`: rules before and after inference; see `engine.guard`.
+    - `marked`: whether the questions say in a column `suspect` which of them are; see `engine.taint`.
 
     Raises `DefinitionError` when the parts do not fit together.
     """
@@ -62,6 +64,7 @@ class ModelSpec:
     metric: Any = None
     naive: bool = False
     guards: Sequence[Guard] = ()
+    marked: bool = False
 
     def __post_init__(self) -> None:
         what = f"model {self.name!r}"
@@ -185,7 +188,8 @@ def training_schema(spec: ModelSpec) -> Schema:
     """The columns of the training set.
 
     The key and the features as they were served, `at` of the question, the `label`, the `prediction` and the
-    `model_version` that made it, `answered`: `at` of the answer, and `answer_pos`, its position.
+    `model_version` that made it, `answered`: `at` of the answer, and `answer_pos`, its position. Of a marked model also
+    `suspect`.
     """
     dtype = spec.answers[spec.label]
     served = {n: spec.questions[n] for n in (*spec.key, *(f for f in spec.features if f not in spec.key))}
@@ -197,13 +201,13 @@ def training_schema(spec: ModelSpec) -> Schema:
         "answered": TIME,
         "answer_pos": INT,
     }
-    return new_columns(served, added, f"training set of {spec.name!r}")
+    return new_columns(served, added, f"training set of {spec.name!r}") | _marks(spec)
 
 
 def prediction_schema(spec: ModelSpec) -> Schema:
     """The columns of the predictions: the key, `model`, `prediction`, `at` of the question and `model_version`.
 
-    With guards also `guards`: the names of those that acted, joined by ",".
+    With guards also `guards`: the names of those that acted, joined by ",". Of a marked model also `suspect`.
     """
     dtype = spec.answers[spec.label]
     added: Schema = {
@@ -214,7 +218,11 @@ def prediction_schema(spec: ModelSpec) -> Schema:
     }
     if spec.guards:
         added["guards"] = STRING
-    return new_columns({k: spec.questions[k] for k in spec.key}, added, f"predictions of {spec.name!r}")
+    return new_columns({k: spec.questions[k] for k in spec.key}, added, f"predictions of {spec.name!r}") | _marks(spec)
+
+
+def _marks(spec: ModelSpec) -> Schema:
+    return {SUSPECT: BOOL} if spec.marked else {}
 
 
 def guarded(spec: ModelSpec) -> Guards:
@@ -239,6 +247,7 @@ def definition(spec: ModelSpec) -> dict[str, Any]:
         "metric": describe(spec.metrics),
         "naive": spec.naive,
         "guards": [g.definition for g in spec.guards],
+        **({"marked": True} if spec.marked else {}),
     }
 
 

@@ -21,6 +21,7 @@ key become one (aggregate, latest), so a key all of whose rows are aside is not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import reduce
@@ -31,6 +32,7 @@ import polars as pl
 from operators.aggregate import Aggregate
 from operators.dedupe import Dedupe
 from operators.delta import Schema
+from operators.expectation import Expectation, met, quarantined
 from operators.join import Join
 from operators.joining import Joined
 from operators.latest import Latest
@@ -66,6 +68,20 @@ def live(whole: Schema) -> list[Operator]:
     return [Where(~pl.col(ASIDE)), Project(tuple(n for n in whole if n != ASIDE), {})]
 
 
+def judged(expectations: Sequence[Expectation], given: Schema, columns: Sequence[str]) -> Operator:
+    """The step from rows that are judged, or a whole, to the whole of their relation. columns: those of its rows."""
+    bad = [pl.col(c) for c in (SUSPECT,) if c in given]
+    made = {SUSPECT: reduce(or_, [*bad, ~met(expectations)])}
+    aside = quarantined(expectations)
+    if aside or ASIDE in given:
+        gone = [pl.col(c) for c in (ASIDE,) if c in given]
+        made[ASIDE] = reduce(or_, [*gone, ~met(aside)] if aside else gone)
+    for column in columns:
+        if reading := [e for e in aside if column in e.columns]:
+            made[column] = pl.when(met(reading)).then(pl.col(column))
+    return Project(tuple(n for n in columns if n != SUSPECT), made)
+
+
 def marked(step: Operator, given: Schema, right: Marked | None) -> list[Operator]:
     """The steps that do on a whole, or on rows without marks, what `step` does on rows, and mark what comes out.
 
@@ -75,7 +91,7 @@ def marked(step: Operator, given: Schema, right: Marked | None) -> list[Operator
     marks = [c for c in (SUSPECT, ASIDE) if c in given]
     if isinstance(step, Project):
         if SUSPECT in step.columns:
-            raise _taken()
+            raise taken()
         return [replace(step, names=tuple(dict.fromkeys((*step.names, *marks))))] if step.names else [step]
     if isinstance(step, Where):
         unknown = pl.col(ASIDE) & step.condition.is_null()
@@ -97,7 +113,8 @@ def marked(step: Operator, given: Schema, right: Marked | None) -> list[Operator
     )
 
 
-def _taken() -> DefinitionError:
+def taken() -> DefinitionError:
+    """The error of a column that has the name of marks."""
     return DefinitionError(f"the column {SUSPECT!r} says here which rows are suspect; give the new one another name")
 
 
@@ -122,7 +139,7 @@ def _window(step: Window, given: Schema) -> list[Operator]:
 def _aggregate(step: Aggregate, given: Schema) -> list[Operator]:
     names = [n for n, _ in step.reductions]
     if SUSPECT in names:
-        raise _taken()
+        raise taken()
     aside = ASIDE if ASIDE in given else None
     found = [pl.col(c) for c in (_MADE, ASIDE)][: 2 if aside else 1]
     return [

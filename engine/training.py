@@ -15,6 +15,7 @@ import polars as pl
 from engine.examples import Question
 from engine.log import KNOWN, SEQ, WEIGHT
 from engine.spec import ModelSpec, training_schema
+from engine.taint import SUSPECT
 from operators.delta import (
     AT,
     POS,
@@ -64,7 +65,8 @@ class Training:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.schema = spec, training_schema(spec)
-        self._served = [n for n in (*spec.key, *spec.features) if n in self.schema]
+        marks = (SUSPECT,) if spec.marked else ()
+        self._served = [n for n in (*spec.key, *spec.features, *marks) if n in self.schema]
         self._rows = Rows({n: self.schema[n] for n in self._served})
         self._changes: list[tuple[int, int, int, Any, Any, Any, int, int]] = []
 
