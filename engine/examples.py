@@ -52,8 +52,9 @@ class Question:
     """What was served, and what became of it.
 
     row: where its features as served lie. x: these as the learner is given them. said: what the learner said; value:
-    what was published of it, by `version`. first: whether it has not been answered yet. told: the `at` and position of
-    its answer. guess, shade: what the baseline and the shadow said.
+    what was published of it, by `version`, of which the newest example became known when it says in `trained`. first:
+    whether it has not been answered yet. told: the `at` and position of its answer. guess, shade: what the baseline
+    and the shadow said.
     example: its number among the examples, in the order in which they became such. age: how long after the newest
     example of its version it became known. guards: those that acted on it, once it is `guarded`.
     """
@@ -65,6 +66,7 @@ class Question:
     said: Any = None
     value: Any = None
     version: str | None = None
+    trained: int | None = None
     guess: Any = None
     shade: Any = None
     state: int = OPEN

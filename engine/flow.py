@@ -40,7 +40,7 @@ from engine.cost import Costs
 from engine.disk import DiskError
 from engine.expect import Judged
 from engine.forget import Found, Request, find
-from engine.freshness import Bounds, OnTime
+from engine.freshness import Bounds, OnTime, contained_after_each
 from engine.graph import LATE, Graph, Hold, Model
 from engine.hold import Holding, Settling
 from engine.intake import Intake
@@ -48,7 +48,7 @@ from engine.large import Large
 from engine.lookup import Lookups
 from engine.merge import Merge
 from engine.model import KeptModel, kept
-from engine.plan import Settle, Stage, bounds, due, rank, roots, steps, watermark
+from engine.plan import Settle, Stage, bounds, due, marked, rank, roots, steps, watermark
 from engine.publish import Publish
 from engine.recovery import State
 from engine.settings import Settings
@@ -248,6 +248,7 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             due(run.graph),
             run.follow,
             self._intake,
+            marked(run.graph),
         )
         self._intake.begin(self._inputs.of_topics(self._merge.beginnings()))
         self._next = run.measured("reading", self._merge.next)
@@ -461,7 +462,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
         saved = None if found is None else large.load(found)
         mine = kept(model.spec, model.refresh, run.state.folder, saved, run.state.seal)
         run.models[model.name] = mine
-        judged = Judged(run.graph, [model.predictions.name])
+        judged, passed = Judged(run.graph, [model.predictions.name]), run.passed[model.questions]
 
         def work(batch: Batch) -> list[Batch]:
             made = mine.apply(
@@ -472,6 +473,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
                 batch.first,
                 batch.live,
                 refreshes=batch.forgotten is None,
+                reached=contained_after_each(model.spec.sources, passed, batch.marks, batch.contained),
             )
             predictions, training = made
             if batch.forgotten is not None:

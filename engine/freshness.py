@@ -9,7 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from operators.delta import BEGINNING
+import numpy as np
+
+from operators.delta import BEGINNING, Ints
 
 State = Literal["unknown", "backfill", "idle", "fresh", "behind", "warn", "error"]
 """How a view stands; behind its target, past what it warns at, past what it is not to be trusted at."""
@@ -151,6 +153,17 @@ def contained(
     """
     there = [held[h][0] for h in passed if h in held]
     return {r: min([watermark[r], *(t[r] for t in there if r in t)]) for r in roots}
+
+
+def contained_after_each(
+    roots: Collection[str],
+    passed: Collection[str],
+    marks: Mapping[str, Ints],
+    held: Mapping[str, Mapping[str, Ints]],
+) -> dict[str, Ints]:
+    """The same after each change of a batch. marks: of each source; held: for each deferred view what it contains."""
+    there = [held[h] for h in passed if h in held]
+    return {r: np.minimum.reduce([marks[r], *(t[r] for t in there if r in t)]) for r in roots}
 
 
 def freshness(

@@ -14,6 +14,7 @@ import numpy as np
 
 from engine.batch import Batch, Refresh
 from engine.cost import Costs
+from engine.freshness import contained_after_each
 from engine.graph import Graph, Hold
 from engine.plan import horizons, roots
 from operators.delta import BEGINNING, Delta, Schema, concat, consolidated, empty, net
@@ -46,8 +47,8 @@ class Holding:
     """What a deferred view waits with.
 
     pending: for each input its changes since the last refresh. whole: its rows as of then, for a view that may start
-    anew. bounds: below which no row of it will come out any more. seen: the watermarks of its sources that the inputs
-    contain; contained: those that the view contains.
+    anew. bounds: below which no row of it will come out any more. contained: the watermarks of its sources that the
+    view contains: those that its inputs contained with the last change after which nothing waited.
     """
 
     def __init__(self, graph: Graph, hold: Hold, costs: Costs) -> None:
@@ -57,26 +58,43 @@ class Holding:
         self.before = sorted(frozenset[str]().union(*(direct[given] for _, given in hold.inputs)))
         self.pending: dict[str, list[Delta]] = {held: [] for held, _ in hold.inputs}
         self.whole = {} if costs.mode == "incremental" else {held: Rows(self.schemas[held]) for held in self.pending}
-        self.seen = self.contained = dict.fromkeys(self.sources, BEGINNING)
+        self.contained = dict.fromkeys(self.sources, BEGINNING)
         self.bounds = dict.fromkeys(self.pending, BEGINNING)
 
     def __call__(self, batch: Batch) -> Batch:
         """Take in a batch; when the view is due all that is pending goes out with it."""
         batch.horizon.update(self.bounds)
+        seqs = [-1] if self.waiting else []
         for held, given in self.hold.inputs:
             if len(batch.deltas[given]):
                 self.pending[held].append(batch.deltas[given])
+                seqs.append(int(batch.deltas[given].seq[0]))
             batch.deltas[held] = empty(self.schemas[held])
-        above = [batch.held[name][0] for name in self.before if name in batch.held]
-        self.seen = {s: min([batch.watermark[s], *(c[s] for c in above if s in c)]) for s in self.sources}
         if self.hold.view in batch.due:
             self._refresh(batch)
-        waiting = sum(len(d) for some in self.pending.values() for d in some)
-        if not waiting:
-            self.contained = self.seen
+        self._contain(batch, min(seqs, default=batch.last + 1))
         batch.watermark.update(self.bounds)
-        batch.held[self.hold.view] = dict(self.contained), waiting
+        batch.held[self.hold.view] = dict(self.contained), self.waiting
         return batch
+
+    @property
+    def waiting(self) -> int:
+        """How many changes wait."""
+        return sum(len(d) for some in self.pending.values() for d in some)
+
+    def _contain(self, batch: Batch, first: int) -> None:
+        """Tell what the view contains after each change. first: the `seq` from which on something waited."""
+        seen = contained_after_each(self.sources, self.before, batch.marks, batch.contained)
+        free = max(first - batch.first, 0)
+        for source, marks in seen.items():
+            mine = marks.copy()
+            if len(mine):
+                mine[free:] = marks[free - 1] if free else self.contained[source]
+                if not self.waiting:
+                    mine[-1] = marks[-1]
+                self.contained[source] = int(mine[-1])
+            seen[source] = mine
+        batch.contained[self.hold.view] = seen
 
     def _refresh(self, batch: Batch) -> None:
         """Give out what is pending, or all rows: they become known to the view with the last change of the batch."""
@@ -101,10 +119,10 @@ class Holding:
     def snapshot(self) -> Any:
         self.pending = {held: [self._together(held)] for held in self.pending}
         whole = {held: rows() for held, rows in self.whole.items()}
-        return self.pending, whole, self.seen, self.contained, self.bounds, self.costs.snapshot()
+        return self.pending, whole, self.contained, self.bounds, self.costs.snapshot()
 
     def restore(self, state: Any) -> None:
-        self.pending, whole, self.seen, self.contained, self.bounds, costs = state
+        self.pending, whole, self.contained, self.bounds, costs = state
         for held, rows in whole.items():
             self.whole[held].add(rows)
         self.costs.restore(costs)

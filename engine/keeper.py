@@ -49,13 +49,14 @@ class Keeper(Protocol):
 
     @property
     def tell(self) -> Callable[[Question], Any] | None:
-        """Gives what it says of a question now, and sets its version, where that depends on all that came before.
+        """Gives what it says of a question now, and sets by which version, and how far that is `trained`, where that
+        depends on all that came before.
 
         None for one that can be asked for many questions at once, by `say`.
         """
 
     def say(self, questions: Sequence[Question], columns: Columns) -> Sequence[Any]:
-        """What it says of each question now, if it cannot `tell`; sets their versions. columns: their features."""
+        """What it says of each question now, if it cannot `tell`; sets by which versions. columns: their features."""
 
     def learn(self, question: Question, clock: int) -> None:
         """Take in an example, for the first time or again."""
@@ -146,7 +147,7 @@ class AtOnce:
         version = self._version
         if version is None:
             version = self._version = f"{self._fingerprint}.{self.learned}"
-        question.version = version
+        question.version, question.trained = version, self._newest
         return self.student.predict(question.x)
 
     def say(self, questions: Sequence[Question], columns: Columns) -> list[Any]:

@@ -241,7 +241,8 @@ class Merge:
     which ties are broken, first the one that comes first. batch_rows: a batch ends at a multiple of this number of
     rows, where a deferred view is due, or where nothing more is there. until: rows known at or after it are left unread
     (microseconds after midnight of the first day). dues: when each deferred view is due. follow: the present matters
-    once all that was there has been read: `live`. intake: where batches are noted.
+    once all that was there has been read: `live`. intake: where batches are noted. marked: batches say what the
+    watermarks are after each change.
     """
 
     def __init__(
@@ -254,6 +255,7 @@ class Merge:
         dues: Sequence[Due] = (),
         follow: bool = False,
         intake: Intake | None = None,
+        marked: bool = False,
     ) -> None:
         self.sources = [source for source, _ in partitions]
         self._rank = {name: i for i, name in enumerate(rank)}
@@ -261,10 +263,12 @@ class Merge:
         self.until = until
         self.follow = follow
         self.intake = intake
+        self.marked = marked
         self.schedule = Schedule(dues, [s.name for s in self.sources], state["schedule"] if state else None)
         self.live = False
         self.since: int | None = None
         self._now: int | None = None
+        self._marks: dict[str, Ints] = {}
         self.number: int = state["number"] if state else 0
         self.seq: int = state["seq"] if state else 0
         self.clock: int = state["clock"] if state else BEGINNING
@@ -461,7 +465,7 @@ class Merge:
         all rows that are to be forgotten.
         """
         batch = Batch(self.number + 1, {}, self.watermark, self.horizon, self.read, self.seq, self.seq, self.clock)
-        batch.known = np.array([self.clock])
+        batch.known, batch.marks = np.array([self.clock]), self._marks_now()
         batch.due, batch.forgotten = frozenset(d.view for d in self.schedule.dues), positions
         for source in self.sources:
             delta = changes.get(source.name, empty(source.messages))
@@ -509,7 +513,7 @@ class Merge:
         batch = Batch(self.number, {}, {}, horizon, self.read, due=frozenset(due), dead=dead)
         if taken:
             batch.first, batch.last = first_seq, self.seq - 1
-            batch.clock, batch.known = int(self._known[0]), self._known
+            batch.clock, batch.known, batch.marks = int(self._known[0]), self._known, self._marks
         for source in self.sources:
             mine = [d for f, d, late in taken if f.source is source]
             batch.late += [line for f, _, late in taken if f.source is source for line in late]
@@ -524,8 +528,12 @@ class Merge:
         self.number += 1
         none = {s.name: empty(s.messages) for s in self.sources}
         batch = Batch(self.number, none, self.watermark, self.horizon, self.read, self.seq, self.seq, clock)
-        batch.known, batch.due = np.array([clock]), frozenset(due)
+        batch.known, batch.marks, batch.due = np.array([clock]), self._marks_now(), frozenset(due)
         return batch
+
+    def _marks_now(self) -> dict[str, Ints]:
+        """The watermarks as they are, as those of a batch of one change."""
+        return {name: np.array([mark]) for name, mark in self.watermark.items()} if self.marked else {}
 
     def _ready(self) -> list[int]:
         """For each feed how many rows can be handed out before any row that is still unread elsewhere."""
@@ -560,6 +568,29 @@ class Merge:
             return self.clock
         least = self._least(source)
         return least if source.idle_after is None else max(least, self.clock - source.idle_after)
+
+    def _after_each(self, handed: Mapping[str, tuple[Ints, Ints]], clock: Ints) -> dict[str, Ints]:
+        """`_reached` of each source after each row that is handed out, before any of them is taken in.
+
+        handed: by feed what its rows become known at, and their numbers in order. clock: after each row.
+        """
+        found = {}
+        for source in self.sources:
+            if source.at is None:
+                found[source.name] = clock
+                continue
+            mine = [f for f in self.feeds if f.source is source]
+            marks = np.full((max(len(mine), 1), len(clock)), BEGINNING)
+            for mark, feed in zip(marks, mine, strict=False):
+                mark[:] = feed.watermark
+                if feed.name in handed:
+                    known, rank = handed[feed.name]
+                    mark[rank] = known
+            least = np.maximum.accumulate(marks, axis=1).min(axis=0)
+            if source.idle_after is not None:
+                least = np.maximum(least, np.maximum(clock, BEGINNING + source.idle_after) - source.idle_after)
+            found[source.name] = least
+        return found
 
     def _choose(self, ready: Sequence[int], want: int) -> list[int]:
         """How many of the rows of each feed to take: so many at most in all, and none behind where a view is due."""
@@ -599,9 +630,13 @@ class Merge:
             whose = np.repeat(self._sources_of([f for f, *_ in handed]), [len(d) for _, d, _, _ in handed])
             due = self.schedule.take(clock, whose[order], read)
         edges = np.cumsum([len(d) for _, d, _, _ in handed])[:-1]
+        ranks = np.split(rank, edges)
+        if self.marked:
+            named = {f.name: (k, mine) for (f, _, k, _), mine in zip(handed, ranks, strict=True)}
+            self._marks = self._after_each(named, clock)
         done = [
             (f, *self._judge(f, delta, k, records, mine, clock))
-            for (f, delta, k, records), mine in zip(handed, np.split(rank, edges), strict=True)
+            for (f, delta, k, records), mine in zip(handed, ranks, strict=True)
         ]
         self.seq += len(known)
         self.clock, self._known = int(clock[-1]), clock

@@ -27,6 +27,7 @@ scored, so one overflow does not turn a metric into nan for good.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -45,12 +46,25 @@ from engine.policy import Deferred, OnQuery, Policy
 from engine.query import Queried
 from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
 from engine.seal import Seal
-from engine.spec import ModelSpec, asks_probabilities, guarded, prediction_schema
+from engine.spec import ModelSpec, asks_probabilities, frontier, guarded, prediction_schema
 from engine.student import Judge, ModelError, Reading, guesser, values
-from engine.taint import SUSPECT
 from engine.training import MemoryLog, Training, column, examples, from_log, of_rows
 from engine.versions import Versions
-from operators.delta import FLOAT, INT, STRING, Columns, Delta, Ints, concat, empty, is_null
+from operators.delta import (
+    BEGINNING,
+    FLOAT,
+    INT,
+    NULL,
+    STRING,
+    TIME,
+    Columns,
+    Delta,
+    Ints,
+    concat,
+    empty,
+    is_null,
+    nulls,
+)
 
 __all__ = ["KeptModel", "ModelError", "kept"]
 
@@ -105,14 +119,16 @@ class KeptModel:
         first: int = 0,
         live: bool = False,
         refreshes: bool = True,
+        reached: Mapping[str, Ints] | None = None,
     ) -> tuple[Delta, Delta]:
         """The predictions, and the changes of the training set, that follow from new questions and answers.
 
         Both deltas are in the order of `seq`, and all rows of one `seq` are in one call. No question with `at` below
         `watermark` comes later or is taken back, and no answer comes. clocks: when each `seq` from `first` on became
-        known (by default all at 0). live: whether the present is being followed. Predictions are only ever inserted,
-        with the `seq` of their question. Raises `ModelError` when the learner fails; the state is then of no use: go
-        back to a snapshot.
+        known (by default all at 0). live: whether the present is being followed. reached: by source that the questions
+        are made of how far it was after each `seq` from `first` on (by default that is not known). Predictions are only
+        ever inserted, with the `seq` of their question. Raises `ModelError` when the learner fails; the state is then
+        of no use: go back to a snapshot.
         """
         self._first, self._known = first, [] if clocks is None else clocks.tolist()
         self.keeper.begin(first, self._known[0] if self._known else self._clock, live)
@@ -120,6 +136,7 @@ class KeptModel:
         numbers: list[int] = []
         events, seqs, turn = self._events(answers), answers.seq.tolist(), 0
         if len(questions):
+            questions = questions.with_columns(questions.columns | self._from(questions.seq, reached))
             keys = _keys(questions, self.spec.key)
             rows = self.keeper.rows(questions.columns, {f: self.spec.questions[f] for f in self.spec.features})
             if self._naive is not None and self.keeper.tell is None:
@@ -319,8 +336,7 @@ class KeptModel:
             said = value = None
         question.said, question.value = said, value
         if self._guards:
-            newest = self.keeper.newest()
-            question.age = NOTHING_LEARNT if newest is None else question.age - newest
+            question.age = NOTHING_LEARNT if question.trained is None else question.age - question.trained
 
     def _let_off(self, question: Question, error: Exception) -> None:
         """The learner failed: there is no prediction, if a guard falls back. Raises `ModelError`."""
@@ -406,6 +422,14 @@ class KeptModel:
         at, pos, weight = (a.tolist() for a in (answers.at, answers.pos, answers.weight))
         return list(zip(keys, labels, at, pos, weight, _moved(answers, keys), strict=True))
 
+    def _from(self, seq: Ints, reached: Mapping[str, Ints] | None) -> Columns:
+        """What questions of these `seq` are made from, as columns."""
+        none = nulls(len(seq), TIME)
+        each = [none if reached is None else reached[s][seq - self._first] for s in self.spec.sources]
+        each = [np.where(mark > BEGINNING, mark, NULL) for mark in each]
+        named = dict(zip(map(frontier, self.spec.sources), each, strict=True))
+        return {"seq": seq, "frontier": np.minimum.reduce(each) if each else none, **named}
+
     def _published(self, questions: Delta, numbers: list[int], asked: list[Question]) -> Delta:
         rows, n = np.array(numbers), len(numbers)
         given = [q.value for q in asked]
@@ -416,10 +440,10 @@ class KeptModel:
         columns = {k: questions.columns[k][rows] for k in self.spec.key}
         columns |= {"model": names, "prediction": column(given, self.schema["prediction"]), "at": at}
         columns["model_version"] = column([q.version or None for q in asked], STRING)
+        columns["trained"] = column([q.trained for q in asked], TIME)
+        columns |= {n: questions.columns[n][rows] for n in self.schema if n not in columns and n != "guards"}
         if self._guards:
             columns["guards"] = column([q.guards for q in asked], STRING)
-        if self.spec.marked:
-            columns[SUSPECT] = questions.columns[SUSPECT][rows]
         return Delta(columns, np.ones(n, np.int64), at, questions.pos[rows], questions.seq[rows])
 
 

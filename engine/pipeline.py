@@ -24,6 +24,7 @@ from engine.draw import drawing, svg
 from engine.freshness import Bounds
 from engine.graph import AS_OF, DELETED, Expected, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
+from engine.plan import roots
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
@@ -536,6 +537,7 @@ class Pipeline(Graph):
         chosen = tuple(features) if features is not None else tuple(seen)
         known(chosen, questions.schema, f"{what}: features")
         policy = immediate() if refresh is None else refresh
+        made_of = roots(self)[questions.name]
         spec = ModelSpec(
             name=name,
             key=keys,
@@ -550,6 +552,7 @@ class Pipeline(Graph):
             metric=metric,
             naive=naive,
             guards=guards,
+            sources=tuple(s for s in self.sources if s in made_of),
             marked=marks,
         )
         by = _lookup(lookup, keys, {k: questions.schema[k] for k in keys}, what)

@@ -131,6 +131,11 @@ def roots(graph: Graph, held: bool = False) -> dict[str, frozenset[str]]:
     return found
 
 
+def marked(graph: Graph) -> bool:
+    """Whether it is needed what the watermarks are after each change: predictions tell it, and deferred views."""
+    return bool(graph.models or graph.holds)
+
+
 def horizons(graph: Graph, sources: Mapping[str, int], inserts: bool = False) -> dict[str, int]:
     """For each source and node the event time below which no change of its rows will come any more.
 

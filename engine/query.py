@@ -58,7 +58,7 @@ class Queried:
 
     def say(self, questions: Sequence[Question], columns: Columns) -> list[Any]:
         for q in questions:
-            q.version = f"{self._fingerprint}.{self._learned}"
+            q.version, q.trained = f"{self._fingerprint}.{self._learned}", self._newest
         if self.policy.window is None:
             return self._say(columns)
         out = []

@@ -99,15 +99,15 @@ class Refitted:
 
     def say(self, questions: Sequence[Question], columns: Columns) -> Sequence[Any]:
         for q in questions:
-            q.version = self._serving.name if self._serving else ""
+            q.version, q.trained = self._serving.name if self._serving else "", self.newest()
         if self._serving is None:
             return [None] * len(questions)
         said = self._said(self._serving.name, columns)
         if self._before is not None and (bad := [i for i, s in enumerate(said) if not self._is_good(s)]):
-            index = np.array(bad)
+            index, trained = np.array(bad), self.versions.about(self._before).newest
             for i, s in zip(bad, self._said(self._before, {n: c[index] for n, c in columns.items()}), strict=True):
                 if self._is_good(s):
-                    said[i], questions[i].version = s, self._before
+                    said[i], questions[i].version, questions[i].trained = s, self._before, trained
                     self._count["fallen_back"] += 1
         return said
 

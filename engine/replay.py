@@ -12,11 +12,12 @@ import polars as pl
 from engine.batch import Batch
 from engine.cost import Costs
 from engine.expect import Judged
+from engine.freshness import contained_after_each
 from engine.graph import DELETED, Graph, Hold, Source
 from engine.hold import Holding, Settling
 from engine.merge import Chunk, Merge, Partition
 from engine.model import kept as kept_model
-from engine.plan import Settle, Stage, due, rank, steps, watermark
+from engine.plan import Settle, Stage, due, marked, rank, roots, steps, watermark
 from engine.scan import Records
 from engine.timing import Timing
 from engine.view import Shard
@@ -94,7 +95,8 @@ def batches(graph: Graph, merge: Merge) -> Iterator[Batch]:
 
 def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
     """See `Pipeline.replay`."""
-    merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph))
+    merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph), marked=marked(graph))
+    passed = roots(graph, held=True)
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
     judged = Judged(graph, graph.predictions)
@@ -105,7 +107,8 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
                 batch.deltas[m.answers],
                 watermark(graph, m, batch.watermark),
             )
-            made = models[name].apply(asked, told, below, batch.known, batch.first)
+            reached = contained_after_each(m.spec.sources, passed[m.questions], batch.marks, batch.contained)
+            made = models[name].apply(asked, told, below, batch.known, batch.first, reached=reached)
             batch.deltas[m.predictions.name], batch.deltas[m.training.name] = made
         judged(batch)
         for name, deltas in kept.items():

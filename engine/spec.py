@@ -46,6 +46,7 @@ class ModelSpec:
     - `metric`: a river metric or several; None: ROCAUC for Boolean labels, Accuracy for other classes, MAE for numbers.
     - `naive`: keep also the figures that learning each label at once would claim.
     - `guards`: rules before and after inference; see `engine.guard`.
+    - `sources`: those that the questions are made of.
     - `marked`: whether the questions say in a column `suspect` which of them are; see `engine.taint`.
 
     Raises `DefinitionError` when the parts do not fit together.
@@ -64,6 +65,7 @@ class ModelSpec:
     metric: Any = None
     naive: bool = False
     guards: Sequence[Guard] = ()
+    sources: tuple[str, ...] = ()
     marked: bool = False
 
     def __post_init__(self) -> None:
@@ -188,8 +190,8 @@ def training_schema(spec: ModelSpec) -> Schema:
     """The columns of the training set.
 
     The key and the features as they were served, `at` of the question, the `label`, the `prediction` and the
-    `model_version` that made it, `answered`: `at` of the answer, and `answer_pos`, its position. Of a marked model also
-    `suspect`.
+    `model_version` that made it, what it was made from (see `prediction_schema`), `answered`: `at` of the answer, and
+    `answer_pos`, its position. Of a marked model also `suspect`.
     """
     dtype = spec.answers[spec.label]
     served = {n: spec.questions[n] for n in (*spec.key, *(f for f in spec.features if f not in spec.key))}
@@ -198,6 +200,7 @@ def training_schema(spec: ModelSpec) -> Schema:
         "label": dtype,
         "prediction": dtype if spec.classifies and dtype != BOOL else FLOAT,
         "model_version": STRING,
+        **_made_from(spec),
         "answered": TIME,
         "answer_pos": INT,
     }
@@ -207,7 +210,11 @@ def training_schema(spec: ModelSpec) -> Schema:
 def prediction_schema(spec: ModelSpec) -> Schema:
     """The columns of the predictions: the key, `model`, `prediction`, `at` of the question and `model_version`.
 
-    With guards also `guards`: the names of those that acted, joined by ",". Of a marked model also `suspect`.
+    With guards also `guards`: the names of those that acted, joined by ",". Then what it was made from: `trained`, when
+    the newest example that the version has learnt became known; `seq`, the number of the change that asked, which names
+    the state of the pipeline; and the frontiers of the questions after that change: `frontier_NAME` for each source
+    that they are made of, and `frontier`, the least of them. What is before the beginning is null. Of a marked model
+    also `suspect`, whether the question is.
     """
     dtype = spec.answers[spec.label]
     added: Schema = {
@@ -218,11 +225,21 @@ def prediction_schema(spec: ModelSpec) -> Schema:
     }
     if spec.guards:
         added["guards"] = STRING
+    added |= _made_from(spec)
     return new_columns({k: spec.questions[k] for k in spec.key}, added, f"predictions of {spec.name!r}") | _marks(spec)
 
 
 def _marks(spec: ModelSpec) -> Schema:
     return {SUSPECT: BOOL} if spec.marked else {}
+
+
+def _made_from(spec: ModelSpec) -> Schema:
+    return {"trained": TIME, "seq": INT, "frontier": TIME, **{frontier(s): TIME for s in spec.sources}}
+
+
+def frontier(source: str) -> str:
+    """The column of predictions that tells how far a source was."""
+    return f"frontier_{source}"
 
 
 def guarded(spec: ModelSpec) -> Guards:
@@ -247,6 +264,7 @@ def definition(spec: ModelSpec) -> dict[str, Any]:
         "metric": describe(spec.metrics),
         "naive": spec.naive,
         "guards": [g.definition for g in spec.guards],
+        "sources": list(spec.sources),
         **({"marked": True} if spec.marked else {}),
     }
 

@@ -14,12 +14,13 @@ import polars as pl
 
 from engine.examples import Question
 from engine.log import KNOWN, SEQ, WEIGHT
-from engine.spec import ModelSpec, training_schema
+from engine.spec import ModelSpec, frontier, training_schema
 from engine.taint import SUSPECT
 from operators.delta import (
     AT,
     POS,
     STRING,
+    TIME,
     Array,
     Columns,
     Delta,
@@ -65,13 +66,19 @@ class Training:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.schema = spec, training_schema(spec)
-        marks = (SUSPECT,) if spec.marked else ()
-        self._served = [n for n in (*spec.key, *spec.features, *marks) if n in self.schema]
-        self._rows = Rows({n: self.schema[n] for n in self._served})
-        self._changes: list[tuple[int, int, int, Any, Any, Any, int, int]] = []
+        served = (
+            *spec.key,
+            *spec.features,
+            "seq",
+            "frontier",
+            *map(frontier, spec.sources),
+            *((SUSPECT,) if spec.marked else ()),
+        )
+        self._rows = Rows({n: self.schema[n] for n in served})
+        self._changes: list[tuple[int, int, int, Any, Any, Any, Any, int, int]] = []
 
     def serve(self, questions: Delta) -> int:
-        """Keep rows of the questions as they are now; returns the number of the first."""
+        """Keep rows of the questions as they are now, with what they are made from; returns the number of the first."""
         return int(self._rows.add(questions)[0])
 
     def features(self, questions: Sequence[Question]) -> Columns:
@@ -92,7 +99,7 @@ class Training:
     def enter(self, question: Question, seq: int, weight: int = 1) -> None:
         """A question is an example from now on; with weight -1 it is none any more."""
         q = question
-        self._changes.append((q.row, weight, seq, q.label, q.value, q.version or None, *q.told))
+        self._changes.append((q.row, weight, seq, q.label, q.value, q.version or None, q.trained, *q.told))
 
     def forget(self, rows: list[int]) -> None:
         """Rows of questions that nobody will ask for any more."""
@@ -103,7 +110,7 @@ class Training:
         """What changed since the last call."""
         if not self._changes:
             return empty(self.schema)
-        rows, weight, seq, label, value, version, answered, pos = zip(*self._changes, strict=True)
+        rows, weight, seq, label, value, version, trained, answered, pos = zip(*self._changes, strict=True)
         self._changes = []
         out = self._rows.take(*(np.array(a, np.int64) for a in (rows, weight, seq)))
         out.columns |= {
@@ -111,6 +118,7 @@ class Training:
             "label": column(label, self.schema["label"]),
             "prediction": column(value, self.schema["prediction"]),
             "model_version": column(version, STRING),
+            "trained": column(trained, TIME),
             "answered": np.array(answered, np.int64),
             "answer_pos": np.array(pos, np.int64),
         }

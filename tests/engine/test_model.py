@@ -121,7 +121,8 @@ def test_answers_are_learnt_between_the_questions_in_order_of_seq() -> None:
     assert out.seq.tolist() == [1, 2, 4]
     assert out.weight.tolist() == [1, 1, 1]
     assert prediction_schema(model.spec) == {
-        "id": STRING, "model": STRING, "prediction": FLOAT, "at": TIME, "model_version": STRING
+        "id": STRING, "model": STRING, "prediction": FLOAT, "at": TIME, "model_version": STRING,
+        "trained": TIME, "seq": INT, "frontier": TIME,
     }  # fmt: skip
     assert accumulate([out], model.schema).height == 3
     assert counts(model, "questions", "answers", "predictions", "learned", "waiting") == (3, 3, 3, 3, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -86,7 +87,8 @@ def _short(row: dict[str, object], view: str) -> dict[str, object]:
     if view in ("features", "known_cards"):
         row.pop("at", None)
     if view == "fraud.predictions":
-        row["at"] = str(row["at"])[:19]
+        for name in ("at", "trained", *(n for n in row if n.startswith("frontier"))):
+            row[name] = row[name] and datetime.fromisoformat(str(row[name]).replace("Z", "+00:00")).isoformat()
     return row
 
 
