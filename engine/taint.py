@@ -8,6 +8,8 @@ when a row that it would have been made of was put aside. A relation that is *ma
 | ------------------------------- | -------------------------------------------------------------------------------- |
 | where, project, dedupe, latest  | the row that it was                                                              |
 | window                          | any row of its key within the greatest size that is not after it, aside or not   |
+| previous                        | the row that it was; and the row before, or one aside that would have been that  |
+| runs                            | any row of its run, and any that has one aside before it                         |
 | aggregate                       | any row of its key, aside or not                                                 |
 | join_asof, join_label           | the row that it was; and the row found, or one aside that would have been found  |
 | join                            | the row that it was: versions of a table are not marked                          |
@@ -37,8 +39,10 @@ from operators.join import Join
 from operators.joining import Joined
 from operators.latest import Latest
 from operators.operator import DefinitionError, Named, Operator
+from operators.previous import Previous
 from operators.project import Project
 from operators.reduction import maximum
+from operators.runs import Runs
 from operators.where import Where
 from operators.window import FOREVER, Window
 
@@ -48,7 +52,7 @@ SUSPECT = "suspect"
 ASIDE = "_aside"
 """The column of the whole of a relation that says whether a row was put aside."""
 
-_MADE, _FOUND = "_suspect", "_found"
+_MADE, _FOUND, _ALIKE = "_suspect", "_found", "_alike"
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,15 @@ def marked(step: Operator, given: Schema, right: Marked | None) -> list[Operator
         unknown = pl.col(ASIDE) & step.condition.is_null()
         return [replace(step, condition=step.condition | unknown)] if ASIDE in given else [step]
     if isinstance(step, Dedupe):
-        return [replace(step, by=(*step.by, *(c for c in marks if c == ASIDE)))]
+        return [replace(step, by=_apart(step.by, given))]
     if isinstance(step, Latest):
         return [*live(given), step]
     if isinstance(step, Window):
         return _window(step, given)
+    if isinstance(step, Previous):
+        return _previous(step, given)
+    if isinstance(step, Runs):
+        return _runs(step, given)
     if isinstance(step, Aggregate):
         return _aggregate(step, given)
     if isinstance(step, Joined) and right is not None and not isinstance(step, Join):
@@ -134,6 +142,35 @@ def _window(step: Window, given: Schema) -> list[Operator]:
         replace(step, reductions=(*reductions, mark)),
         Project(kept, {SUSPECT: pl.col(_MADE)}),
     ]
+
+
+def _apart(by: tuple[str, ...], given: Schema) -> tuple[str, ...]:
+    """A key by which rows that are aside do not meet the others."""
+    return (*by, ASIDE) if ASIDE in given else by
+
+
+def _previous(step: Previous, given: Schema) -> list[Operator]:
+    """Of the rows that are not aside the columns, of all the mark."""
+    steps = [
+        replace(step, by=_apart(step.by, given)),
+        replace(step, columns=((_FOUND, SUSPECT),), at=None),
+    ]
+    added = [*(new for new, _ in step.columns), *(() if step.at is None else (step.at,))]
+    kept = (*(n for n in given if n != SUSPECT), *added)
+    return [*steps, Project(kept, {SUSPECT: pl.col(SUSPECT) | pl.col(_FOUND).fill_null(False)})]
+
+
+def _runs(step: Runs, given: Schema) -> list[Operator]:
+    """A row of which the run of equal values and marks is not the whole run of equal values has a suspect one in it."""
+    made, apart = list[Operator](), _apart(step.by, given)
+    if ASIDE in given:
+        made.append(Previous(step.by, ((_FOUND, ASIDE),), None, None))
+        made.append(Project((), {SUSPECT: pl.col(SUSPECT) | pl.col(_FOUND).fill_null(False)}))
+    values = step.run or _MADE
+    made.append(replace(step, by=apart, run=values))
+    made.append(Runs(apart, (*step.of, SUSPECT), _ALIKE, None))
+    kept = (*(n for n in given if n != SUSPECT), *(n for n in (step.run, step.since) if n is not None))
+    return [*made, Project(kept, {SUSPECT: pl.col(SUSPECT) | (pl.col(values) != pl.col(_ALIKE))})]
 
 
 def _aggregate(step: Aggregate, given: Schema) -> list[Operator]:

@@ -103,6 +103,7 @@ class Project(Operator):
             ),
             (project("yes"), [given]),
             (project("n", one=pl.lit(1)), [given]),
+            (project("name", n=pl.col("x"), x=pl.col("n"), x_twice=pl.col("x") + pl.col("x")), [given]),
         ]
 
 
@@ -114,14 +115,16 @@ def _typed(made: Mapping[str, pl.Expr], schema: Schema) -> dict[str, pl.Expr]:
 
 class _Projected(Maintained):
     def __init__(self, made: Mapping[str, pl.Expr], given: Schema, out: Schema) -> None:
-        self.needed = {n: given[n] for n in sorted({c for e in made.values() for c in columns(e)})}
-        self.made = _typed(made, out)
+        read = {n: columns(e) for n, e in made.items()}
+        self.copied = {n: c[0] for n, c in read.items() if len(c) == 1 and made[n].meta.eq(pl.col(c[0]))}
+        self.needed = {c: given[c] for c in sorted({c for n in made.keys() - self.copied.keys() for c in read[n]})}
+        self.made = _typed({n: e for n, e in made.items() if n not in self.copied}, out)
         self.out = out
         self.drops = bool(set(given) - (set(out) - set(made)))
 
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         delta = deltas[0]
-        found = dict(delta.columns)
+        found = {**delta.columns, **{n: delta.columns[c] for n, c in self.copied.items()}}
         if self.made:
             rows = [to_series(n, delta.columns[n], t) for n, t in self.needed.items()] or [pl.Series(POS, delta.pos)]
             frame = evaluate(pl.DataFrame(rows), self.made.values())

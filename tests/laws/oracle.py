@@ -119,6 +119,7 @@ def project(case: Case) -> str:
         f"{hour} AS hour, x * (1.0::DOUBLE / 3) AS third, n > 0 AS both, _at, _pos FROM r0",
         "SELECT yes, _at, _pos FROM r0",
         "SELECT n, 1 AS one, _at, _pos FROM r0",
+        "SELECT name, x AS n, n AS x, x + x AS x_twice, _at, _pos FROM r0",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from engine.taint import ASIDE, SUSPECT, Marked, live, marked
 from operators.aggregate import Aggregate
@@ -19,6 +19,8 @@ from operators.delta import AT, BOOL, POS, STRING, Delta, Schema, empty
 from operators.join_asof import JoinAsof
 from operators.join_label import JoinLabel
 from operators.operator import DefinitionError, Maintained, Operator
+from operators.previous import Previous
+from operators.runs import Runs
 from operators.window import Window
 from tests.laws.history import Change, History, decode, is_messages
 from tests.laws.laws import Case, Stream, order, random_cuts, relation, same
@@ -26,7 +28,10 @@ from tests.laws.test_laws import CASES, HISTORIES, IDS
 
 MARKS: Schema = {SUSPECT: BOOL, ASIDE: BOOL}
 
-DECLARED = [c for c in CASES if getattr(c.operator, "aside", None) is None]
+REFUSED = {"Silence"}
+"""Operators that cannot be used where rows are marked."""
+
+DECLARED = [c for c in CASES if getattr(c.operator, "aside", None) is None and type(c.operator).__name__ not in REFUSED]
 """What users can declare: it is marks that make an aggregate of rows of which some are aside."""
 
 
@@ -100,11 +105,41 @@ def found(op: Operator, left: list[Row], right: list[Row]) -> dict[tuple[int, in
     return marks
 
 
+def before(op: Operator, left: list[Row]) -> dict[tuple[int, int], bool]:
+    """As the row itself, or the one before it among all rows."""
+    made, marks = cast(Any, op), {}
+    for i, r in enumerate(left):
+        last = [s for s in left[:i] if key(s, made.by) == key(r, made.by)][-1:]
+        near = [s for s in last if made.within is None or r.at - s.at <= made.within]
+        if not r.aside:
+            marks[r[:2]] = r.suspect or any(s.suspect for s in near)
+    return marks
+
+
+def in_run(op: Operator, left: list[Row]) -> dict[tuple[int, int], bool]:
+    """As any row of its run, or one that is aside just before one of these."""
+    made, marks = cast(Any, op), {}
+    for i, r in enumerate(left):
+        found, run = r.suspect, None not in key(r, made.of)
+        for s in reversed([s for s in left[:i] if key(s, made.by) == key(r, made.by)]):
+            if s.aside:
+                found = True
+                continue
+            if not run or key(s, made.of) != key(r, made.of):
+                break
+            found |= s.suspect
+        if not r.aside:
+            marks[r[:2]] = found
+    return marks
+
+
 TWINS: dict[type[Operator], Callable[..., dict[tuple[int, int], bool]]] = {
     Window: seen,
     Aggregate: any_of_key,
     JoinAsof: found,
     JoinLabel: found,
+    Previous: before,
+    Runs: in_run,
 }
 
 
@@ -172,6 +207,7 @@ def judged(history: History) -> History:
 
 @pytest.mark.parametrize("whole", [False, True], ids=["marked", "aside"])
 @pytest.mark.parametrize("case", DECLARED, ids=[i for c, i in zip(CASES, IDS, strict=True) if c in DECLARED])
+@settings(max_examples=settings().max_examples // 2)
 @given(data=HISTORIES)
 def test_what_is_seen_stays_and_what_is_marked_is_what_a_twin_finds(case: Case, whole: bool, data: bytes) -> None:
     chain, rng = chain_of(case, whole), np.random.default_rng(zlib.crc32(data))
@@ -208,7 +244,7 @@ class Silent(Operator):
 
 
 def test_an_operator_that_says_nothing_of_marks_is_refused() -> None:
-    with pytest.raises(
-        DefinitionError, match=r"op\.silent does not say what becomes of suspect rows; use it where none are"
-    ):
-        marked(Silent(), {"k": STRING, SUSPECT: BOOL}, None)
+    for silent in (Silent(), *(c.operator for c in CASES if type(c.operator).__name__ in REFUSED)):
+        told = rf"op\.{silent.name} does not say what becomes of suspect rows; use it where none are"
+        with pytest.raises(DefinitionError, match=told):
+            marked(silent, {"k": STRING, SUSPECT: BOOL}, None)
