@@ -22,7 +22,7 @@ A key with fewer than `DAYS` days has no bounds of its own; such keys share thos
 where there are none, for all keys, and so do keys that are not known yet. A key with fewer than `TOLD` peaks has at
 least the shared bound on that side. Where common values of a column have bounds of their own (`stuck`), those
 are values that a `COMMON` share of the rows of a key have, and the budget of the key is divided equally among them and
-the rest.
+the rest. A key teaches nothing before its longest window is full (`Learned.warm`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def calibrate(
     table, found = list[Calibrated](), dict[str, Learnt]()
     for (name, expectation), (_, e, days) in seen.items():
         of = f"{name}: {expectation}"
-        told_of = _found(_together(days), e.both, budget, of)
+        told_of = _found(_warm(_together(days), e), e.both, budget, of)
         table += [Calibrated(name, expectation, *one) for one in told_of]
         groups = {group: bounds for group, bounds, _, _ in told_of if group is not None}
         found[of] = Learnt(e.asked, Bounds(groups, next(b for group, b, _, _ in told_of if group is None)))
@@ -100,15 +100,21 @@ def _days(rows: Delta, told: Expected, e: Learned, until: int | None) -> pl.Data
     rows = rows.take(usable)
     needed = dict.fromkeys(c for x in (e.statistic, e.group, e.key) for c in columns(x))
     frame = pl.DataFrame([to_series(n, rows.columns[n], told.schema[n]) for n in needed])
-    made = [e.key.alias("_key"), e.group.alias("_group"), e.statistic.fill_nan(None).alias("_value")]
+    made = [e.key.alias("_key"), e.group.alias("_group"), e.statistic.alias("_value")]
     frame = evaluate(frame, made).select("_key", "_group", "_value", _day=pl.Series(rows.at // _DAY))
+    frame = frame.filter(pl.col("_value").is_finite())
     return _together([frame.select("_key", "_group", "_day", _least="_value", _most="_value", _rows=1)])
 
 
 def _together(days: Sequence[pl.DataFrame]) -> pl.DataFrame:
     least, most = pl.col("_least").min(), pl.col("_most").max()
-    found = pl.concat(days).drop_nulls("_most").group_by("_key", "_group", "_day")
+    found = pl.concat(days).group_by("_key", "_group", "_day")
     return found.agg(least, most, pl.col("_rows").sum())
+
+
+def _warm(days: pl.DataFrame, e: Learned) -> pl.DataFrame:
+    """The days of each key on which it is no more too new to teach something."""
+    return days.filter((pl.col("_day") - pl.col("_day").min().over("_key")) * _DAY >= e.warm)
 
 
 _Found = tuple[str | None, Range, int, int]

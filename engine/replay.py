@@ -98,7 +98,7 @@ def changes(graph: Graph, merge: Merge) -> Iterator[Batch]:
 
 def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
     """See `Pipeline.replay`."""
-    check_learned(graph, "p.calibrate(frames), or freshet calibrate")
+    check_learned(graph, "freshet calibrate")
     merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph))
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}

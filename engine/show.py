@@ -19,6 +19,7 @@ from engine.learnt import Calibrated
 from engine.log import About
 from engine.policy import OnQuery
 from operators.delta import Schema
+from operators.learned import Learned
 
 
 def _columns(schema: Schema) -> str:
@@ -64,7 +65,8 @@ def _expects(branch: Tree, graph: Graph, relation: str) -> None:
     """What is expected of a relation."""
     if relation in graph.expected:
         for e in graph.expected[relation].expectations:
-            branch.add(Text(f"expects {e.name}: {e.severity}"))
+            unknown = ", its bounds not learnt yet" if isinstance(e, Learned) and e.bounds is None else ""
+            branch.add(Text(f"expects {e.name}: {e.severity}{unknown}"))
 
 
 def _table(title: str, *columns: str) -> Table:

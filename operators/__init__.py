@@ -17,7 +17,18 @@ from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label
 from operators.latest import latest
-from operators.learned import default_ratio, jump, level, null_ratio, stuck, usual
+from operators.learned import (
+    categories,
+    default_ratio,
+    distinct_ratio,
+    jump,
+    level,
+    new_ratio,
+    null_ratio,
+    shape,
+    stuck,
+    usual,
+)
 from operators.operator import Operator
 from operators.previous import previous
 from operators.project import project
@@ -30,10 +41,12 @@ __all__ = [
     "aggregate",
     "between",
     "catalogue",
+    "categories",
     "check",
     "count",
     "dedupe",
     "default_ratio",
+    "distinct_ratio",
     "increasing",
     "join",
     "join_asof",
@@ -45,12 +58,14 @@ __all__ = [
     "maximum",
     "mean",
     "minimum",
+    "new_ratio",
     "not_null",
     "null_ratio",
     "one_of",
     "previous",
     "project",
     "runs",
+    "shape",
     "step",
     "stuck",
     "total",
