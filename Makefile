@@ -7,7 +7,7 @@ KILLS ?=
 SEED ?=
 PORT ?= 9092
 
-.PHONY: help setup run compare kafka kafka-status kafka-stop chaos test check format lint types bench bench-kafka clean
+.PHONY: help setup run compare faults kafka kafka-status kafka-stop chaos test check format lint types bench bench-kafka clean
 
 help: ## Print this help
 	@printf 'Freshet: streaming incremental view maintenance for machine learning\n\n'
@@ -47,6 +47,9 @@ run: $(STAMP) ## Stream the real flights of 2013 (DAYS=14: only the first days)
 
 compare: $(STAMP) ## Compare refresh policies on the first 45 days of the flights (about 2 minutes; DAYS=14 for less)
 	@$(BIN)/freshet compare examples/flights --model late --second-costs 10 --days $(or $(DAYS),45) --out out/flights/compare.html
+
+faults: $(STAMP) ## Put faults into the flights' weather, and see which are found and what is wrong (about 2 minutes)
+	@$(BIN)/python -m benchmarks.faults
 
 kafka: $(STAMP) ## Start a Kafka broker on this machine (Java 17 and Maven; PORT=9093: another port)
 	@$(BIN)/python -m deploy.broker start --port $(PORT)

@@ -27,15 +27,17 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from engine.answer import MOST, Views
 from engine.ask import AskError, ask
 from engine.bind import Inputs, UnreachableError, check_alone, check_bindings, check_lags, set_policies
+from engine.calibrate import calibrate as bounds_of
 from engine.cluster import supervise
 from engine.compare import compare as compare_policies
 from engine.draw import as_json, drawing, svg, text
 from engine.erase import finish
-from engine.expect import ExpectationError
+from engine.expect import ExpectationError, check_learned
 from engine.export import export as write
 from engine.flow import FlowError, Published, Run
 from engine.forget import request
 from engine.graph import Model
+from engine.learnt import write as write_learnt
 from engine.lines import LinesError
 from engine.log import LogError, as_of, logs, scan
 from engine.logs import Form, Log, Watch
@@ -53,6 +55,7 @@ from engine.seal import SealError
 from engine.server import Answer, serve
 from engine.settings import TOKEN, Settings, SettingsError, instant, load, token_for
 from engine.show import (
+    calibration_of,
     comparison_of,
     fitting,
     forgotten_of,
@@ -299,6 +302,7 @@ def _claimed(
         if p.prepare is not None and not bind:
             with errors.status(f"{p.name}: preparing the data"):
                 p.prepare(folder)
+        check_learned(p, f"freshet calibrate {folder}")
         check_alone(p, settings, several)
         check_bindings(p, settings)
         check_lags(p, settings)
@@ -469,11 +473,11 @@ def _kept(pipeline: Path, state: Path | None) -> Path:
     return found
 
 
-def _as_of(text: str) -> datetime:
+def _as_of(text: str, option: str = "--as-of") -> datetime:
     try:
         return instant(text)
     except ValueError:
-        _fail(f"--as-of is {text!r}: expected a time such as '2013-02-01' or '2013-02-01T12:00:00Z'", 2)
+        _fail(f"{option} is {text!r}: expected a time such as '2013-02-01' or '2013-02-01T12:00:00Z'", 2)
 
 
 @app.command(epilog="Examples: freshet freshness · freshet freshness http://worker:9310 --json")
@@ -755,6 +759,7 @@ def compare(
             with errors.status(f"{p.name}: preparing the data"):
                 p.prepare(folder)
         set_policies(p, settings)
+        check_learned(p, f"freshet calibrate {folder}")
         check_bindings(p, settings)
         told = [parse(text, "--policy") for text in policy or []]
         if not (names := model or list(p.models)):
@@ -795,6 +800,64 @@ def compare(
     for one in found:
         console.print(comparison_of(one), highlight=False)
     console.print(f"\nReport: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Examples: freshet calibrate examples/flights · freshet calibrate my/pipeline --until 2026-07-01")
+def calibrate(
+    pipeline: PipelineArg,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Only rows before it count, such as 2026-07-01 or 2026-07-01T12:00Z.", show_default=False),
+    ] = None,
+    budget: Annotated[float, typer.Option(help="False alarms per check-day: expectation, key and day.")] = 0.001,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where a source comes from: name=path or name=kafka://HOST:PORT/TOPIC, or with ,format.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Find the bounds of learned expectations from history, and write them beside the pipeline.
+
+    Reads the sources from their beginning to what is there now, or counts only what comes before --until.
+    """
+    p, folder = _opened(pipeline)
+    try:
+        settings = load(folder, {}, bind or [])
+        if p.prepare is not None and not bind:
+            with errors.status(f"{p.name}: preparing the data"):
+                p.prepare(folder)
+        set_policies(p, settings)
+        check_bindings(p, settings)
+        before = None if until is None else round(_as_of(until, "--until").timestamp() * 1e6)
+        with Progress(
+            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>5.1f} %")),
+            *(TextColumn("{task.fields[changes]:>11,} changes"), TimeRemainingColumn()),
+            console=errors,
+            transient=True,
+        ) as bar:
+            task = bar.add_task(f"{p.name}: calibrating", total=1.0, changes=0)
+            with Inputs(p, settings) as inputs:
+                table, found = bounds_of(
+                    p,
+                    inputs.parts,
+                    budget,
+                    settings.batch_rows,
+                    before,
+                    lambda done, changes: bar.update(task, completed=done, changes=changes),
+                )
+    except (SettingsError, DefinitionError) as error:
+        _fail(error, 2)
+    except UnreachableError as error:
+        _fail(error, 1)
+    assert p.learned is not None
+    try:
+        write_learnt(p.learned, found, budget, until)
+    except OSError as error:
+        _fail(f"cannot write {str(p.learned)!r}: {error.strerror}", 1)
+    console.print(calibration_of(table, budget), highlight=False)
+    console.print(f"\nBounds: {p.learned}", highlight=False, soft_wrap=True)
 
 
 def _about(seconds: float) -> dict[str, str]:

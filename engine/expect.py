@@ -13,6 +13,8 @@ from engine.batch import Batch
 from engine.graph import Expected, Graph
 from engine.merge import OFFSET_BITS, PARTITION_BITS
 from operators.expectation import Judge
+from operators.learned import Learned
+from operators.operator import DefinitionError
 from operators.project import without_idle
 
 
@@ -25,6 +27,17 @@ def place(graph: Graph, pos: int) -> str:
     source = list(graph.sources)[pos >> (PARTITION_BITS + OFFSET_BITS)]
     partition, offset = (pos >> OFFSET_BITS) & ((1 << PARTITION_BITS) - 1), pos & ((1 << OFFSET_BITS) - 1)
     return f"source {source!r}, partition {partition}, position {offset}"
+
+
+def check_learned(graph: Graph, cure: str) -> None:
+    """Raises `DefinitionError` when an expectation has no bounds yet. cure: what finds them."""
+    for told in graph.expected.values():
+        for e in told.expectations:
+            if isinstance(e, Learned) and e.bounds is None:
+                raise DefinitionError(
+                    f"{told.what}: {e.name} is learned, but its bounds are not, or were learnt for another definition; "
+                    f"find them with {cure}"
+                )
 
 
 class Judged:

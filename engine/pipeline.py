@@ -24,6 +24,7 @@ from engine.draw import drawing, svg
 from engine.freshness import Bounds
 from engine.graph import AS_OF, DELETED, Expected, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
+from engine.learnt import read
 from engine.plan import roots
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
@@ -32,6 +33,7 @@ from engine.taint import SUSPECT, Marked, judged, live, marked, taken
 from operators.delta import AT, BOOL, POS, TIME, Schema, type_of
 from operators.expectation import REASON, Expectation, chain, expected, met, quarantined, reason
 from operators.latest import latest
+from operators.learned import Learned
 from operators.operator import DefinitionError, Operator, as_names, fit_as_key, known, microseconds
 from operators.project import project
 from operators.where import where
@@ -107,11 +109,16 @@ class Pipeline(Graph):
     """A named set of sources, views, models and sinks.
 
     `prepare`, if given, is called with the folder of the pipeline file before a run; it makes data that is missing.
+    learned: the file of the bounds that `freshet calibrate` finds, such as `Path(__file__).with_name("learned.json")`.
     """
 
-    def __init__(self, name: str, prepare: Callable[[Path], object] | None = None) -> None:
+    def __init__(
+        self, name: str, prepare: Callable[[Path], object] | None = None, learned: str | Path | None = None
+    ) -> None:
         super().__init__(_name(name, "a pipeline"))
         self.prepare = prepare
+        self.learned = None if learned is None else Path(learned)
+        self._learnt = {} if self.learned is None else read(self.learned)
 
     def _repr_html_(self) -> str:
         return svg(drawing(self))
@@ -295,10 +302,25 @@ class Pipeline(Graph):
             return None
         return Marked(node, self.declared[node].schema, whole, self.declared[whole].schema)
 
+    def _expected(self, given: object, schema: Schema, relation: str, what: str) -> tuple[Expectation, ...]:
+        """What is expected of a relation, with the bounds that were learnt."""
+        made = list[Expectation]()
+        for e in expected(given, schema, what):
+            if isinstance(e, Learned):
+                if self.learned is None:
+                    raise DefinitionError(
+                        f"{what}: {e.name} is learned, but the pipeline names no file for what is learnt; declare "
+                        'Pipeline(..., learned=Path(__file__).with_name("learned.json"))'
+                    )
+                found = self._learnt.get(f"{relation}: {e.name}")
+                e = e.learnt(found.bounds) if found is not None and found.asked == e.asked else e
+            made.append(e)
+        return tuple(made)
+
     def _expect_of(self, source: Source, expect: object, taint: bool) -> None:
         """Let something be expected of the rows of a source."""
         what = f"{'table' if source.table else 'source'} {source.name!r}"
-        found = expected(expect, source.schema, what)
+        found = self._expected(expect, source.schema, source.name, what)
         _something(found, taint, what)
         if not found:
             return
@@ -435,7 +457,7 @@ class Pipeline(Graph):
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
-        asked = expected(expect, schema, what)
+        asked = self._expected(expect, schema, name, what)
         _something(asked, taint, what)
         there = live(given)
         if not there and not quarantined(asked) and not (asked and (marks or taint)):
@@ -565,7 +587,7 @@ class Pipeline(Graph):
                 f"{what}: {aside[0].name} has severity='quarantine', but a prediction is a fact once it is served; "
                 "expected 'warn' or 'stop', or a guard, which acts before"
             )
-        if beside := [e for e in asked if e.chain]:
+        if beside := [e for e in asked if e.chain or isinstance(e, Learned)]:
             raise DefinitionError(
                 f"{what}: {beside[0].name} compares rows, which cannot be expected of predictions: they come when all "
                 "steps are done; expect it of the questions"

@@ -11,7 +11,7 @@ import polars as pl
 
 from engine.batch import Batch
 from engine.cost import Costs
-from engine.expect import Judged
+from engine.expect import Judged, check_learned
 from engine.freshness import contained_after_each
 from engine.graph import DELETED, Graph, Hold, Source
 from engine.hold import Holding, Settling
@@ -72,7 +72,12 @@ def partitions(graph: Graph, frames: Mapping[str, pl.DataFrame]) -> list[tuple[S
 
 
 def batches(graph: Graph, merge: Merge) -> Iterator[Batch]:
-    """What a merge hands out, with what it leads to in each view; models are left to the caller."""
+    """What a merge hands out, with what it leads to in each view, and judged; models are left to the caller."""
+    return map(Judged(graph, graph.expected.keys() - graph.predictions), changes(graph, merge))
+
+
+def changes(graph: Graph, merge: Merge) -> Iterator[Batch]:
+    """What a merge hands out, with what it leads to in each view."""
     costs = {view: Costs(h.refresh.mode or "incremental") for view, h in graph.holds.items()}
 
     def kept_by(step: Hold | Stage | Settle) -> Callable[[Batch], Batch]:
@@ -83,18 +88,18 @@ def batches(graph: Graph, merge: Merge) -> Iterator[Batch]:
         return Settling(graph, step.hold, costs[step.hold.view], perf_counter)
 
     work = [kept_by(s) for s in steps(graph)]
-    judged = Judged(graph, graph.expected.keys() - graph.predictions)
     while (batch := merge.next()) is not None or not merge.ended:
         if batch is None:
             sleep(0.001)  # what is there has not arrived yet
             continue
         for apply in work:
             apply(batch)
-        yield judged(batch)
+        yield batch
 
 
 def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
     """See `Pipeline.replay`."""
+    check_learned(graph, "freshet calibrate")
     merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph), marked=marked(graph))
     passed = roots(graph, held=True)
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}

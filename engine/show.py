@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from math import isfinite
 from operator import getitem
 from typing import Any
 
@@ -14,9 +15,11 @@ from rich.text import Text
 from rich.tree import Tree
 
 from engine.graph import Graph
+from engine.learnt import Calibrated
 from engine.log import About
 from engine.policy import OnQuery
 from operators.delta import Schema
+from operators.learned import Learned
 
 
 def _columns(schema: Schema) -> str:
@@ -62,7 +65,8 @@ def _expects(branch: Tree, graph: Graph, relation: str) -> None:
     """What is expected of a relation."""
     if relation in graph.expected:
         for e in graph.expected[relation].expectations:
-            branch.add(Text(f"expects {e.name}: {e.severity}"))
+            unknown = ", its bounds not learnt yet" if isinstance(e, Learned) and e.bounds is None else ""
+            branch.add(Text(f"expects {e.name}: {e.severity}{unknown}"))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -492,3 +496,18 @@ def status_of(told: Mapping[str, Any], rates: Mapping[str, float]) -> Renderable
             models.add_row(name, state(f"model {name}"), *counts_, m.get("version") or "-")
         parts += [Text(), models]
     return Group(*parts)
+
+
+def calibration_of(found: Sequence[Calibrated], budget: float) -> RenderableType:
+    """The bounds that were found for learned expectations, and what they rest on."""
+    parts: list[RenderableType] = []
+    for relation in dict.fromkeys(one.relation for one in found):
+        table = _table(relation, "expectation", "key", "least", "most", "days", "expected", "beyond")
+        for one in found:
+            if one.relation == relation:
+                low, high = (f"{b:g}" if isfinite(b) else "-" for b in one.bounds)
+                days = f"{one.days:,}", f"{one.days * budget:.2f}", f"{one.beyond:,}"
+                table.add_row(one.expectation, one.group or "every other", low, high, *days)
+        parts += [table, Text()]
+    told = "days: check-days seen; expected: false alarms on as many others; beyond: those of them beyond the bounds"
+    return Group(*parts, Text(told, style="dim"))

@@ -10,13 +10,25 @@ import inspect
 import pkgutil
 
 from operators.aggregate import aggregate
-from operators.before import unique
+from operators.before import increasing, step, unique
 from operators.dedupe import dedupe
 from operators.expectation import between, check, matches, not_null, one_of
 from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label
 from operators.latest import latest
+from operators.learned import (
+    categories,
+    default_ratio,
+    distinct_ratio,
+    jump,
+    level,
+    new_ratio,
+    null_ratio,
+    shape,
+    stuck,
+    usual,
+)
 from operators.operator import Operator
 from operators.previous import previous
 from operators.project import project
@@ -29,24 +41,36 @@ __all__ = [
     "aggregate",
     "between",
     "catalogue",
+    "categories",
     "check",
     "count",
     "dedupe",
+    "default_ratio",
+    "distinct_ratio",
+    "increasing",
     "join",
     "join_asof",
     "join_label",
+    "jump",
     "latest",
+    "level",
     "matches",
     "maximum",
     "mean",
     "minimum",
+    "new_ratio",
     "not_null",
+    "null_ratio",
     "one_of",
     "previous",
     "project",
     "runs",
+    "shape",
+    "step",
+    "stuck",
     "total",
     "unique",
+    "usual",
     "where",
     "window",
 ]

@@ -4,6 +4,8 @@ A question is asked at each flight's scheduled departure; its answer is known wh
 Every feature is computed from what was known at the moment of the question.
 """
 
+from pathlib import Path
+
 import polars as pl
 from data import prepare
 from river import compose, linear_model, optim
@@ -11,7 +13,11 @@ from river import compose, linear_model, optim
 import operators as op
 from engine import Pipeline, immediate
 
-p = Pipeline("flights", prepare=lambda folder: prepare(folder / "data"))
+p = Pipeline(
+    "flights",
+    prepare=lambda folder: prepare(folder / "data"),
+    learned=Path(__file__).with_name("learned.json"),  # made by: freshet calibrate examples/flights
+)
 
 departures = p.source(
     "departures",
@@ -50,6 +56,20 @@ weather = p.source(
         "visib": float,
     },
     expect=[op.between("wind_speed", 0, 200, severity="quarantine")],  # in February Newark reports 1,048 miles an hour
+)
+# What is usual of each airport's weather is learnt; a row that is not is counted, and used all the same.
+observations = p.view(
+    "observations",
+    weather,
+    op.project("origin", "temp", "wind_speed", "precip", "visib"),
+    expect=[
+        op.usual("temp", by="origin"),
+        op.usual("wind_speed", by="origin"),
+        op.stuck("temp", by="origin"),
+        op.stuck("visib", by="origin"),
+        op.null_ratio("temp", by="origin", within="1d"),
+        op.level("temp", by="origin", within="1d", against="28d"),
+    ],
 )
 planes = p.table("planes", key="tailnum", schema={"tailnum": str, "year": int, "seats": int})
 
