@@ -21,6 +21,7 @@ from operators.previous import previous
 from operators.project import project
 from operators.reduction import count, maximum, mean, minimum, total
 from operators.runs import runs
+from operators.silence import silence
 from operators.where import where
 from operators.window import window
 
@@ -44,6 +45,7 @@ __all__ = [
     "previous",
     "project",
     "runs",
+    "silence",
     "total",
     "unique",
     "where",
