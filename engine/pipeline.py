@@ -34,7 +34,7 @@ from operators.delta import AT, BOOL, POS, TIME, Schema, type_of
 from operators.expectation import REASON, Expectation, chain, expected, met, quarantined, reason
 from operators.latest import latest
 from operators.learned import Learned
-from operators.operator import DefinitionError, Operator, as_names, fit_as_key, known, microseconds
+from operators.operator import CLOCK, DefinitionError, Operator, as_names, fit_as_key, known, microseconds
 from operators.project import project
 from operators.where import where
 
@@ -426,6 +426,7 @@ class Pipeline(Graph):
         if found is not None:
             before, given = found.whole, found.whole_schema
         made: list[Node] = []
+        clock, clock_of = f"{name}.clock", [before]
         for i, step in enumerate(steps, 1):
             where = f"{what}, step {i}"
             if not isinstance(step, Operator):
@@ -438,6 +439,9 @@ class Pipeline(Graph):
             if right is not None and not marks and SUSPECT in schema:
                 raise DefinitionError(f"{where}: {taken()}")
             marks |= right is not None
+            clock_of += [] if step.outer else [node for node, _ in others]
+            if step.timed:
+                others.append((clock, CLOCK))
             try:
                 hidden = () if right is None else (SUSPECT,)
                 schema = step.schema([schema, *({n: t for n, t in s.items() if n not in hidden} for _, s in others)])
@@ -446,10 +450,10 @@ class Pipeline(Graph):
                 raise DefinitionError(f"{where}: {error}") from None
             if marks:
                 schema = {**{n: t for n, t in schema.items() if n != SUSPECT}, SUSPECT: BOOL}
-            known_as = {o.name: node for o, (node, _) in zip(step.others, others, strict=True)}
+            known_as = {o.name: node for o, (node, _) in zip(step.others, others, strict=False)}
             columns = dict(others) | ({} if right is None else {right.whole: right.whole_schema})
             for j, one in enumerate(done, 1):
-                inputs = [known_as.get(o.name, o.name) for o in one.others]
+                inputs = [*(known_as.get(o.name, o.name) for o in one.others), *([clock] if one.timed else [])]
                 given = one.schema([given, *(columns[n] for n in inputs)])
                 made.append(Node(f"{name}.{i}" + f"-{j}" * (len(done) > 1), one, (before, *inputs), given))
                 before = made[-1].name
@@ -474,6 +478,8 @@ class Pipeline(Graph):
             key = step.key(key)
         key = key if all(k in schema for k in key) else ()
         declared = _bounds(what, policy, target_lag, warn_after, error_after)
+        if any(step.timed for step in steps):
+            self.clocks[clock] = tuple(clock_of)
         self.declared.update((n.name, n) for n in made)
         view = View(name, made[-1].schema, key, policy, declared, _lookup(lookup, key, schema, what))
         self.views[name] = view
