@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.learners", "engine.neighbours"),
     ("engine.unpack", "engine.pack", "engine.avro"),
     ("engine.scan", "engine.compiled", "engine.spec", "engine.large"),
-    ("engine.disk", "engine.timing", "engine.card", "engine.learnt", "engine.layers", "engine.ask"),
+    ("engine.disk", "engine.skew", "engine.timing", "engine.card", "engine.learnt", "engine.layers", "engine.ask"),
     ("engine.guard", "engine.seal", "engine.taint"),
     ("operators",),
     ("operators.before", "operators.learned"),

@@ -60,6 +60,26 @@ def test_a_warning_says_how_many_questions_were_answered_from_fewer_examples_tha
     assert warned == ["warning: late: 32 of 1,200 questions were answered from fewer than 32 examples"]
 
 
+def test_features_that_became_others_than_were_served_are_in_a_table_of_their_own() -> None:
+    assert SKEW not in summary({"m": immediate()})
+    same = {"mismatch": 0, "missing": 0, "extra": 0, "smape": 0.0}
+    features = {
+        "n": {**same, "mismatch": 30, "smape": 0.25},
+        "fixed": same,
+        "place": {**same, "extra": 2, "smape": None},
+    }
+    skew = {"all": {"questions": 1200, "taken_back": 7, "features": features}}
+    text = summary({"m": immediate()}, {"m": {"skew": skew}})
+    assert [" ".join(line.split()) for line in section(text, SKEW)[1:]] == [
+        "m, n 1,200 30 0 0 0.2500",
+        "m, place 1,200 0 0 2 -",
+        "m: the rows of 7 questions were taken back after they had been asked",
+    ]
+
+
+SKEW = "Served otherwise than it is now"
+
+
 def test_expectations_that_were_not_met_are_in_a_table_of_their_own() -> None:
     told = {"relation": "asked", "severity": "warn", "failures": 0, "failing": 0}
     some = [
