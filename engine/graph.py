@@ -19,7 +19,7 @@ from engine.spec import ModelSpec
 from engine.spec import definition as model_definition
 from operators.delta import BOOL, Schema
 from operators.expectation import Expectation
-from operators.operator import DefinitionError, Operator
+from operators.operator import CLOCK, DefinitionError, Operator
 
 DELETED = "deleted"
 """The column by which a message says that its key is gone."""
@@ -212,14 +212,16 @@ class Sink:
 class Graph:
     """All that a pipeline declares, by name.
 
-    declared: the steps as they were declared. nodes, holds: what follows when views are refreshed as their policies
-    say: the steps of a deferred view read what it waits with. expected: by relation what is expected of its rows.
+    declared: the steps as they were declared. clocks: by name the relations whose clock it is. nodes, holds: what
+    follows when views are refreshed as their policies say: the steps of a deferred view read what it waits with.
+    expected: by relation what is expected of its rows.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.sources: dict[str, Source] = {}
         self.declared: dict[str, Node] = {}
+        self.clocks: dict[str, tuple[str, ...]] = {}
         self.nodes: dict[str, Node] = {}
         self.holds: dict[str, Hold] = {}
         self.views: dict[str, View] = {}
@@ -287,8 +289,8 @@ class Graph:
 
     @property
     def schemas(self) -> dict[str, Schema]:
-        """The columns of the changes of every source and node, and of what deferred views wait with."""
-        found = {s.name: s.messages for s in self.sources.values()}
+        """The columns of the changes of every source, node and clock, and of what deferred views wait with."""
+        found = {s.name: s.messages for s in self.sources.values()} | dict.fromkeys(self.clocks, CLOCK)
         for n in self.nodes.values():
             found[n.name] = n.schema
         found.update((held, found[given]) for h in self.holds.values() for held, given in h.inputs)

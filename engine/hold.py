@@ -56,6 +56,7 @@ class Holding:
         direct = roots(graph, held=True)
         self.before = sorted(frozenset[str]().union(*(direct[given] for _, given in hold.inputs)))
         self.pending: dict[str, list[Delta]] = {held: [] for held, _ in hold.inputs}
+        self.clocks = {held for held, given in hold.inputs if given in graph.clocks}
         self.whole = {} if costs.mode == "incremental" else {held: Rows(self.schemas[held]) for held in self.pending}
         self.seen = self.contained = dict.fromkeys(self.sources, BEGINNING)
         self.bounds = dict.fromkeys(self.pending, BEGINNING)
@@ -66,16 +67,19 @@ class Holding:
         for held, given in self.hold.inputs:
             if len(batch.deltas[given]):
                 self.pending[held].append(batch.deltas[given])
+                if held in self.clocks:
+                    self.pending[held] = [consolidated(self._together(held))]
             batch.deltas[held] = empty(self.schemas[held])
         above = [batch.held[name][0] for name in self.before if name in batch.held]
         self.seen = {s: min([batch.watermark[s], *(c[s] for c in above if s in c)]) for s in self.sources}
         if self.hold.view in batch.due:
             self._refresh(batch)
-        waiting = sum(len(d) for some in self.pending.values() for d in some)
-        if not waiting:
+        waiting = {held: sum(map(len, some)) for held, some in self.pending.items()}
+        if not any(waiting.values()):
             self.contained = self.seen
         batch.watermark.update(self.bounds)
-        batch.held[self.hold.view] = dict(self.contained), waiting
+        changes = sum(n for held, n in waiting.items() if held not in self.clocks)
+        batch.held[self.hold.view] = dict(self.contained), changes
         return batch
 
     def _refresh(self, batch: Batch) -> None:

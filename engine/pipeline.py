@@ -32,7 +32,7 @@ from operators.delta import AT, POS, TIME, Schema, type_of
 from operators.expectation import REASON, Expectation, chain, expected, met, quarantined, reason
 from operators.latest import latest
 from operators.learned import Learned
-from operators.operator import DefinitionError, Operator, as_names, fit_as_key, known, microseconds
+from operators.operator import CLOCK, DefinitionError, Operator, as_names, fit_as_key, known, microseconds
 from operators.project import project
 from operators.where import where
 
@@ -370,6 +370,7 @@ class Pipeline(Graph):
             raise DefinitionError(f"{what} has no steps; expected at least one operator, such as op.project(...)")
         before, schema = self._rows(relation)
         made: list[Node] = []
+        clock, clock_of = f"{name}.clock", [before]
         for i, step in enumerate(steps, 1):
             where = f"{what}, step {i}"
             if not isinstance(step, Operator):
@@ -401,6 +402,10 @@ class Pipeline(Graph):
                     other_name, other_schema = self._rows(found)
                     inputs.append(other_name)
                     schemas.append(other_schema)
+            clock_of += [] if step.outer else inputs[1:]
+            if step.timed:
+                inputs.append(clock)
+                schemas.append(CLOCK)
             try:
                 schema = step.schema(schemas)
             except ValueError as error:
@@ -420,6 +425,8 @@ class Pipeline(Graph):
         key = key if all(k in schema for k in key) else ()
         declared = _bounds(what, policy, target_lag, warn_after, error_after)
         view = View(name, schema, key, policy, declared, _lookup(lookup, key, schema, what))
+        if any(step.timed for step in steps):
+            self.clocks[clock] = tuple(clock_of)
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view
         if judged:

@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 
 from engine.batch import Batch
+from engine.clock import Clock
 from engine.cost import Costs
 from engine.expect import Judged, check_learned
 from engine.graph import DELETED, Graph, Hold, Source
 from engine.hold import Holding, Settling
 from engine.merge import Chunk, Merge, Partition
 from engine.model import kept as kept_model
-from engine.plan import Settle, Stage, due, rank, steps, watermark
+from engine.plan import Stage, Step, Tick, due, rank, steps, watermark
 from engine.scan import Records
 from engine.timing import Timing
 from engine.view import Shard
@@ -79,9 +80,11 @@ def changes(graph: Graph, merge: Merge) -> Iterator[Batch]:
     """What a merge hands out, with what it leads to in each view."""
     costs = {view: Costs(h.refresh.mode or "incremental") for view, h in graph.holds.items()}
 
-    def kept_by(step: Hold | Stage | Settle) -> Callable[[Batch], Batch]:
+    def kept_by(step: Step) -> Callable[[Batch], Batch]:
         if isinstance(step, Stage):
             return Shard(graph, step, Timing(perf_counter)).whole
+        if isinstance(step, Tick):
+            return Clock(graph, step.clock)
         if isinstance(step, Hold):
             return Holding(graph, step, costs[step.view])
         return Settling(graph, step.hold, costs[step.hold.view], perf_counter)

@@ -34,6 +34,7 @@ from operators.previous import previous
 from operators.project import project
 from operators.reduction import count, maximum, mean, minimum, total
 from operators.runs import runs
+from operators.silence import silence
 from operators.where import where
 from operators.window import window
 
@@ -66,6 +67,7 @@ __all__ = [
     "project",
     "runs",
     "shape",
+    "silence",
     "step",
     "stuck",
     "total",

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from operators.delta import (
@@ -25,15 +24,14 @@ from operators.delta import (
     POS,
     STRING,
     TIME,
-    Array,
     Delta,
     Schema,
     to_array,
     to_series,
+    without_idle,
 )
 from operators.expression import ExpressionError, check, columns, evaluate, fingerprint
 from operators.operator import DefinitionError, Maintained, Operator, known
-from operators.state import lexsort
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,31 +126,6 @@ class _Projected(Maintained):
             found.update((n, to_array(frame[n])) for n in self.made)
         out = delta.with_columns({n: found[n] for n in self.out})
         return without_idle(out) if self.drops else out
-
-
-def without_idle(delta: Delta) -> Delta:
-    """The delta without those corrections that put a row in the place of an equal one."""
-    if not (delta.weight < 0).any():
-        return delta
-    causes = np.unique(delta.seq[delta.weight < 0])
-    nearest = np.minimum(np.searchsorted(causes, delta.seq), len(causes) - 1)
-    touched = np.flatnonzero(causes[nearest] == delta.seq)
-    some = delta.take(touched)
-    order = lexsort(some.seq, some.at, some.pos, some.weight)
-    old, new = order[:-1], order[1:]
-    pair = (some.weight[old] < 0) & (some.weight[new] > 0)
-    for a in (some.seq, some.at, some.pos, *some.columns.values()):
-        pair &= _same(a[old], a[new])
-    if not pair.any():
-        return delta
-    stays = np.ones(len(delta), np.bool_)
-    stays[touched[old[pair]]] = stays[touched[new[pair]]] = False
-    return delta.take(stays)
-
-
-def _same(a: Array, b: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    same: np.ndarray[Any, np.dtype[np.bool_]] = (a == b) if a.dtype != np.float64 else (a == b) | ((a != a) & (b != b))
-    return same.astype(np.bool_)
 
 
 def project(*names: str, **columns: pl.Expr) -> Project:

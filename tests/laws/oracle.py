@@ -212,6 +212,21 @@ def runs(case: Case) -> str:
 
 
 @query
+def silence(case: Case) -> str:
+    op: Any = case.operator
+    keys = ", ".join(f'"{n}"' for n in op.by)
+    when = ""
+    for key, after in op.after:
+        values = key if isinstance(key, tuple) else (key,)
+        same = " AND ".join(f'"{n}" = {_literal(v, "")}' for n, v in zip(op.by, values, strict=True))
+        when += f" WHEN {same} THEN {after}"
+    each = f"CASE{when} ELSE {op.default} END" if when else op.default
+    last = f"SELECT *, lead(_at) OVER (PARTITION BY {keys} ORDER BY _at, _pos) AS until, {each} AS d FROM r0"
+    return f"""SELECT {keys}, _at AS since, until, _at + d AS _at, _pos FROM ({last})
+        WHERE until - _at > d OR (until IS NULL AND _at + d < (SELECT max(now) FROM r1))"""
+
+
+@query
 def latest(case: Case) -> str:
     op: Any = case.operator
     newness = "_pos" if op.order == "position" else "(_at, _pos)"
