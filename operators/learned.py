@@ -44,6 +44,7 @@ Range = tuple[float, float]
 """The least and the greatest value of a statistic; infinite where there is no bound."""
 
 EVERY: Range = (-inf, inf)
+SHARE: Range = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ class Learned(Expectation):
 
     by: the columns of the key. statistic: a Float64; null is as expected. both: whether too little is not, either.
     of: a column whose values have bounds of their own where they are common, so that what is usual for one does not
-    hide what is unusual for others. warm: for how many microseconds rows of a key teach nothing, for it is too new.
+    hide what is unusual for others. span: what the statistic can be; a bound that is not inside it is none. warm: for
+    how many microseconds rows of a key teach nothing, for it is too new.
     """
 
     by: tuple[str, ...]
     statistic: pl.Expr
     both: bool = False
     of: str | None = None
+    span: Range = EVERY
     warm: int = 0
     bounds: Bounds | None = None
     met: pl.Expr = field(default_factory=lambda: pl.lit(True))
@@ -176,6 +179,7 @@ def null_ratio(
         chain=(Window(keys, size, ((some, count(column)),)), Window(keys, size, ((rows, count()),))),
         by=keys,
         statistic=1 - pl.col(some).cast(FLOAT) / pl.col(rows).cast(FLOAT),
+        span=SHARE,
     )
 
 
@@ -205,6 +209,7 @@ def default_ratio(
         ),
         by=keys,
         statistic=pl.col(share),
+        span=SHARE,
     )
 
 
@@ -301,6 +306,7 @@ def _spread(
         chain=(Project((), inside), Window(keys, None, tuple(shares))),
         by=keys,
         statistic=reduce(add, apart) / 2,
+        span=SHARE,
         warm=microseconds(long),
     )
 
@@ -334,6 +340,7 @@ def new_ratio(
         ),
         by=keys,
         statistic=pl.when(pl.col(all_rows) >= 2 * pl.col(rows)).then(pl.col(share)),
+        span=SHARE,
         warm=microseconds(long),
     )
 
@@ -362,6 +369,7 @@ def distinct_ratio(
         ),
         by=keys,
         statistic=pl.col(share),
+        span=SHARE,
         both=True,
     )
 

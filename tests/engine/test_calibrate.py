@@ -22,7 +22,7 @@ from engine.cli import app
 from engine.learnt import Learnt, read, write
 from engine.replay import partitions
 from operators.expectation import Expectation, Severity
-from operators.learned import Bounds, Learned
+from operators.learned import EVERY, Bounds, Learned
 
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 SCHEMA = {"id": int, "at": pl.Datetime, "key": str, "x": float}
@@ -249,6 +249,15 @@ def test_while_a_key_is_new_its_longer_window_teaches_nothing(tmp_path: Path) ->
     e = op.level("x", by="key", within="1d", against="10d")
     assert bounds(learnt(tmp_path / "a.json", frame(x), e)).rest[1] < 5
     assert bounds(learnt(tmp_path / "b.json", frame(x), replace(e, warm=0))).rest[1] > 10
+
+
+def test_a_share_that_may_be_anything_has_no_bound(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    x = np.where(rng.random((100, 1, 2)) < rng.random((100, 1, 2)), np.nan, np.zeros((100, 24, 2))).reshape(-1, 2)
+    e = op.null_ratio("x", by="key", within="1d")
+    p = learnt(tmp_path / "learned.json", frame(x), e)
+    assert bounds(p) == Bounds({"a": EVERY, "b": EVERY}, EVERY)
+    assert p.replay(frame(np.full((48, 2), np.nan)))["v"].height == 96
 
 
 def test_only_rows_before_until_count(tmp_path: Path) -> None:
