@@ -271,8 +271,8 @@ Visibility stays at 10 miles for up to 313 hours; `stuck(visib)` fails in {longe
 {chr(10).join(rates)}
 | all | {days:,} | {n} | {1000 * n / days:.2f} |
 
-Of an expectation alone a rate says little: where 1.1 alarms are due in 1,090 check-days, chance makes 2 or more in
-3 of 10.
+Of an expectation alone a rate says little: where 1.1 alarms are due in 1,090 check-days, chance makes 2 or more in 3 of
+10 cases.
 """
 
 

@@ -16,13 +16,14 @@ with a free shape, which so few days do not tell). A day is beyond b with a prob
 
 where the last factor makes of the estimate its upper bound of 95 %. The bound is never less than the greatest maximum,
 unless that stands alone: more than `ALONE` times as far from the threshold as the next. That is held to be a fault
-of history, left out, and told. Where too little is no better each side has half of the budget.
+of history, left out, and told. Where too little is no better each side has half of the budget. Where a bound is none
+that the statistic can pass, as of a share that may be anything, there is none, and the table shows so.
 
 A key with fewer than `DAYS` days has no bounds of its own; such keys share those found for all of them together, or,
 where there are none, for all keys, and so do keys that are not known yet. A key with fewer than `TOLD` peaks has at
 least the shared bound on that side. Where common values of a column have bounds of their own (`stuck`), those
 are values that a `COMMON` share of the rows of a key have, and the budget of the key is divided equally among them and
-the rest.
+the rest. A key teaches nothing before its longest window is full (`Learned.warm`).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def calibrate(
     table, found = list[Calibrated](), dict[str, Learnt]()
     for (name, expectation), (_, e, days) in seen.items():
         of = f"{name}: {expectation}"
-        told_of = _found(_together(days), e.both, budget, of)
+        told_of = _found(_warm(_together(days), e), e, budget, of)
         table += [Calibrated(name, expectation, *one) for one in told_of]
         groups = {group: bounds for group, bounds, _, _ in told_of if group is not None}
         found[of] = Learnt(e.asked, Bounds(groups, next(b for group, b, _, _ in told_of if group is None)))
@@ -100,21 +101,27 @@ def _days(rows: Delta, told: Expected, e: Learned, until: int | None) -> pl.Data
     rows = rows.take(usable)
     needed = dict.fromkeys(c for x in (e.statistic, e.group, e.key) for c in columns(x))
     frame = pl.DataFrame([to_series(n, rows.columns[n], told.schema[n]) for n in needed])
-    made = [e.key.alias("_key"), e.group.alias("_group"), e.statistic.fill_nan(None).alias("_value")]
+    made = [e.key.alias("_key"), e.group.alias("_group"), e.statistic.alias("_value")]
     frame = evaluate(frame, made).select("_key", "_group", "_value", _day=pl.Series(rows.at // _DAY))
+    frame = frame.filter(pl.col("_value").is_finite())
     return _together([frame.select("_key", "_group", "_day", _least="_value", _most="_value", _rows=1)])
 
 
 def _together(days: Sequence[pl.DataFrame]) -> pl.DataFrame:
     least, most = pl.col("_least").min(), pl.col("_most").max()
-    found = pl.concat(days).drop_nulls("_most").group_by("_key", "_group", "_day")
+    found = pl.concat(days).group_by("_key", "_group", "_day")
     return found.agg(least, most, pl.col("_rows").sum())
+
+
+def _warm(days: pl.DataFrame, e: Learned) -> pl.DataFrame:
+    """The days of each key on which it is no more too new to teach something."""
+    return days.filter((pl.col("_day") - pl.col("_day").min().over("_key")) * _DAY >= e.warm)
 
 
 _Found = tuple[str | None, Range, int, int]
 
 
-def _found(days: pl.DataFrame, both: bool, budget: float, what: str) -> list[_Found]:
+def _found(days: pl.DataFrame, e: Learned, budget: float, what: str) -> list[_Found]:
     """For each group with bounds of its own, and for all others together, the bounds and what they rest on."""
     seen = days["_day"].n_unique()
     if seen < DAYS // 2:
@@ -129,15 +136,15 @@ def _found(days: pl.DataFrame, both: bool, budget: float, what: str) -> list[_Fo
     others = days.join(own, on=["_key", "_group"], how="anti")
     rest = others if others["_day"].n_unique() >= DAYS // 2 else days
     rest = rest.group_by("_key", "_day").agg(pl.col("_least").min(), pl.col("_most").max())
-    shared, seen, beyond = _range(rest, both, budget / (max(parts.values(), default=0) + 1 if several else 1), None)
+    shared, seen, beyond = _range(rest, e, budget / (max(parts.values(), default=0) + 1 if several else 1), None)
     found: list[_Found] = []
     for key, group in own.select("_key", "_group").sort("_key", "_group").iter_rows():
         mine = days.filter((pl.col("_key") == key) & (pl.col("_group") == group))
-        found.append((group, *_range(mine, both, budget / (parts[key] + several), shared)))
+        found.append((group, *_range(mine, e, budget / (parts[key] + several), shared)))
     return [*found, (None, shared, seen, beyond)]
 
 
-def _range(days: pl.DataFrame, both: bool, q: float, shared: Range | None) -> tuple[Range, int, int]:
+def _range(days: pl.DataFrame, e: Learned, q: float, shared: Range | None) -> tuple[Range, int, int]:
     """The bounds of some days, how many days these are, and on how many of them something was beyond.
 
     shared: what holds at least where these days do not tell enough.
@@ -151,11 +158,12 @@ def _range(days: pl.DataFrame, both: bool, q: float, shared: Range | None) -> tu
     )
     bounds = [math.inf, math.inf]
     for side, maxima in enumerate((-least, most)):
-        if side or both:
-            bounds[side], peaks = upper(maxima, run, q / 2 if both else q)
+        if side or e.both:
+            bounds[side], peaks = upper(maxima, run, q / 2 if e.both else q)
             if shared is not None and peaks < TOLD:
                 bounds[side] = max(bounds[side], shared[1] if side else -shared[0])
     low, high = -outward(bounds[0]), outward(bounds[1])
+    low, high = (low if low > e.span[0] else -math.inf), (high if high < e.span[1] else math.inf)
     return (low, high), len(days), int(((most > high) | (least < low)).sum())
 
 

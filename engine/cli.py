@@ -377,11 +377,11 @@ def _kept(pipeline: Path, state: Path | None) -> Path:
     return found
 
 
-def _as_of(text: str) -> datetime:
+def _as_of(text: str, option: str = "--as-of") -> datetime:
     try:
         return instant(text)
     except ValueError:
-        _fail(f"--as-of is {text!r}: expected a time such as '2013-02-01' or '2013-02-01T12:00:00Z'", 2)
+        _fail(f"{option} is {text!r}: expected a time such as '2013-02-01' or '2013-02-01T12:00:00Z'", 2)
 
 
 @app.command(epilog="Examples: freshet freshness · freshet freshness http://worker:9310 --json")
@@ -734,7 +734,7 @@ def calibrate(
                 p.prepare(folder)
         set_policies(p, settings)
         check_bindings(p, settings)
-        before = None if until is None else round(_as_of(until).timestamp() * 1e6)
+        before = None if until is None else round(_as_of(until, "--until").timestamp() * 1e6)
         with Progress(
             *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>5.1f} %")),
             *(TextColumn("{task.fields[changes]:>11,} changes"), TimeRemainingColumn()),
@@ -756,7 +756,10 @@ def calibrate(
     except UnreachableError as error:
         _fail(error, 1)
     assert p.learned is not None
-    write_learnt(p.learned, found, budget, until)
+    try:
+        write_learnt(p.learned, found, budget, until)
+    except OSError as error:
+        _fail(f"cannot write {str(p.learned)!r}: {error.strerror}", 1)
     console.print(calibration_of(table, budget), highlight=False)
     console.print(f"\nBounds: {p.learned}", highlight=False, soft_wrap=True)
 

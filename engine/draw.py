@@ -109,7 +109,7 @@ def parts(graph: Graph) -> tuple[list[Part], list[tuple[str, str]]]:
         told = tuple(f"{n.operator.name} <- {', '.join('…' if i in mine else i for i in n.inputs)}" for n in steps)
         ids[name] = f"view {name}"
         found.append(Part(ids[name], "view", name, view.facts, columns(view.schema), told))
-        join((i for n in steps for i in n.inputs if i not in mine), ids[name])
+        join((i for n in steps for i in n.inputs if i not in mine and i not in graph.clocks), ids[name])
     for model in graph.models.values():
         found.append(Part(f"model {model.name}", "model", model.name, model.facts, {}))
         join((model.questions, model.answers), f"model {model.name}")

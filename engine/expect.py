@@ -12,10 +12,10 @@ from collections.abc import Collection
 from engine.batch import Batch
 from engine.graph import Expected, Graph
 from engine.merge import OFFSET_BITS, PARTITION_BITS
+from operators.delta import without_idle
 from operators.expectation import Judge
 from operators.learned import Learned
 from operators.operator import DefinitionError
-from operators.project import without_idle
 
 
 class ExpectationError(RuntimeError):

@@ -36,6 +36,7 @@ from threadpoolctl import threadpool_limits
 
 from engine.batch import Batch
 from engine.bind import Inputs
+from engine.clock import Clock
 from engine.cost import Costs
 from engine.disk import DiskError
 from engine.expect import Judged
@@ -48,7 +49,7 @@ from engine.large import Large
 from engine.lookup import Lookups
 from engine.merge import Merge
 from engine.model import KeptModel, kept
-from engine.plan import Settle, Stage, bounds, due, marked, rank, roots, steps, watermark
+from engine.plan import Settle, Stage, Tick, bounds, due, marked, rank, roots, steps, watermark
 from engine.publish import Publish
 from engine.recovery import State
 from engine.settings import Settings
@@ -356,6 +357,8 @@ def build(run: Run) -> Dataflow:
     for step in steps(run.graph):
         if isinstance(step, Stage):
             stream = _stage(run, step, stream)
+        elif isinstance(step, Tick):
+            stream = _tick(run, step, stream)
         elif isinstance(step, Hold):
             stream = _hold(run, step, stream)
         else:
@@ -380,6 +383,10 @@ def _keyed(run: Run, name: str, stream: Any, build_one: Callable[[Any], _Keep]) 
     return bw.stateful_batch(name, stream, build_one)
 
 
+def _tick(run: Run, step: Tick, stream: Any) -> Any:
+    return _kept(run, step.clock, step.clock.replace(".", "-"), lambda: Clock(run.graph, step.clock), stream)
+
+
 def _hold(run: Run, hold: Hold, stream: Any) -> Any:
     what = f"view {hold.view}: waiting"
     return _kept(run, what, f"hold-{hold.view}", lambda: Holding(run.graph, hold, run.costs[hold.view]), stream)
@@ -393,7 +400,7 @@ def _settle(run: Run, step: Settle, stream: Any) -> Any:
     )
 
 
-def _kept(run: Run, what: str, name: str, make: Callable[[], Holding | Settling], stream: Any) -> Any:
+def _kept(run: Run, what: str, name: str, make: Callable[[], Clock | Holding | Settling], stream: Any) -> Any:
     """A step that takes whole batches, one after another, and keeps state."""
 
     def build_one(kept: Any) -> _Keep:

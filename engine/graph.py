@@ -19,7 +19,7 @@ from engine.spec import ModelSpec
 from engine.spec import definition as model_definition
 from operators.delta import BOOL, Schema
 from operators.expectation import Expectation
-from operators.operator import DefinitionError, Operator
+from operators.operator import CLOCK, DefinitionError, Operator
 
 DELETED = "deleted"
 """The column by which a message says that its key is gone."""
@@ -212,20 +212,26 @@ class Sink:
 class Graph:
     """All that a pipeline declares, by name.
 
-    declared: the steps as they were declared. nodes, holds: what follows when views are refreshed as their policies
-    say: the steps of a deferred view read what it waits with. expected: by relation what is expected of its rows.
+    declared: the steps as they were declared. clocks: by name the relations whose clock it is. nodes, holds: what
+    follows when views are refreshed as their policies say: the steps of a deferred view read what it waits with.
+    expected: by relation what is expected of its rows. ends: by view the node that its last step gives, before rows
+    are judged and put aside. marks: of each marked relation, by the node of its rows, the node of its whole; see
+    `engine.taint`.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.sources: dict[str, Source] = {}
         self.declared: dict[str, Node] = {}
+        self.clocks: dict[str, tuple[str, ...]] = {}
         self.nodes: dict[str, Node] = {}
         self.holds: dict[str, Hold] = {}
         self.views: dict[str, View] = {}
         self.models: dict[str, Model] = {}
         self.sinks: dict[str, Sink] = {}
         self.expected: dict[str, Expected] = {}
+        self.ends: dict[str, str] = {}
+        self.marks: dict[str, str] = {}
 
     def refresh(self, name: str, policy: Policy) -> None:
         """Give a view or model another policy; the same as declaring it with that one.
@@ -262,8 +268,7 @@ class Graph:
     def steps(self, view: str) -> list[Node]:
         """The steps that a view was declared with; behind them rows are judged and put aside."""
         mine = [n for n in self.declared.values() if n.view == view]
-        end = self.expected[view].rows if view in self.expected else view
-        return mine[: [n.name for n in mine].index(end) + 1]
+        return mine[: [n.name for n in mine].index(self.ends[view]) + 1]
 
     def _hold(self) -> None:
         """Let nodes and holds follow from what is declared."""
@@ -281,14 +286,20 @@ class Graph:
             self.nodes[name] = replace(n, inputs=tuple(held.get(i, i) for i in n.inputs))
 
     @property
+    def marked(self) -> set[str]:
+        """The names of the views that say which of their rows are suspect."""
+        asked = [m for m in self.models.values() if m.questions in self.marks]
+        return self.marks.keys() & self.views.keys() | {v.name for m in asked for v in (m.predictions, m.training)}
+
+    @property
     def of_models(self) -> set[str]:
         """The names of the relations that models make: predictions and training sets."""
         return {view.name for m in self.models.values() for view in (m.predictions, m.training)}
 
     @property
     def schemas(self) -> dict[str, Schema]:
-        """The columns of the changes of every source and node, and of what deferred views wait with."""
-        found = {s.name: s.messages for s in self.sources.values()}
+        """The columns of the changes of every source, node and clock, and of what deferred views wait with."""
+        found = {s.name: s.messages for s in self.sources.values()} | dict.fromkeys(self.clocks, CLOCK)
         for n in self.nodes.values():
             found[n.name] = n.schema
         found.update((held, found[given]) for h in self.holds.values() for held, given in h.inputs)

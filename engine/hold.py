@@ -57,6 +57,7 @@ class Holding:
         direct = roots(graph, held=True)
         self.before = sorted(frozenset[str]().union(*(direct[given] for _, given in hold.inputs)))
         self.pending: dict[str, list[Delta]] = {held: [] for held, _ in hold.inputs}
+        self.clocks = {held for held, given in hold.inputs if given in graph.clocks}
         self.whole = {} if costs.mode == "incremental" else {held: Rows(self.schemas[held]) for held in self.pending}
         self.contained = dict.fromkeys(self.sources, BEGINNING)
         self.bounds = dict.fromkeys(self.pending, BEGINNING)
@@ -69,12 +70,15 @@ class Holding:
             if len(batch.deltas[given]):
                 self.pending[held].append(batch.deltas[given])
                 seqs.append(int(batch.deltas[given].seq[0]))
+                if held in self.clocks:
+                    self.pending[held] = [consolidated(self._together(held))]
             batch.deltas[held] = empty(self.schemas[held])
         if self.hold.view in batch.due:
             self._refresh(batch)
         self._contain(batch, min(seqs, default=batch.last + 1))
         batch.watermark.update(self.bounds)
-        batch.held[self.hold.view] = dict(self.contained), self.waiting
+        changes = sum(len(d) for held, some in self.pending.items() if held not in self.clocks for d in some)
+        batch.held[self.hold.view] = dict(self.contained), changes
         return batch
 
     @property
@@ -144,7 +148,7 @@ class Settling:
 
     def __init__(self, graph: Graph, hold: Hold, costs: Costs, timer: Callable[[], float]) -> None:
         self.view, self.end, self.costs, self.timer = hold.view, hold.end, costs, timer
-        self.rows = None if costs.mode == "incremental" else Rows(graph.views[hold.view].schema)
+        self.rows = None if costs.mode == "incremental" else Rows(graph.nodes[hold.end].schema)
 
     def __call__(self, batch: Batch) -> Batch:
         """Take in a batch through which the steps of the view went."""

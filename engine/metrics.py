@@ -50,6 +50,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "freshet_view_rows": ("gauge", ("view",), "Rows the view holds."),
     "freshet_view_retractions": ("counter", ("view",), "Rows retracted."),
+    "freshet_view_suspect_rows": ("gauge", ("view",), "Suspect rows the view holds; of views that are marked."),
+    "freshet_view_suspect_inserts": (
+        "counter",
+        ("view",),
+        "Suspect rows inserted; a row that becomes suspect is inserted anew.",
+    ),
     "freshet_view_frontier_timestamp_seconds": (
         "gauge",
         ("view",),
@@ -240,6 +246,9 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[Sample]:
     for name, v in figures["views"].items():
         yield "freshet_view_rows", (name,), v["rows"]
         yield "freshet_view_retractions", (name,), v["retracted"]
+        if v["suspect"] is not None:
+            yield "freshet_view_suspect_rows", (name,), v["suspect"]
+            yield "freshet_view_suspect_inserts", (name,), v["suspect_inserted"]
         yield "freshet_view_pending_changes", (name,), v["pending_changes"]
         for mode, m in (v["refresh"] or {}).get("ways", {}).items():
             yield "freshet_view_refreshes", (name, mode), m["refreshes"]

@@ -29,12 +29,13 @@ from engine.plan import roots
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
-from operators.delta import AT, POS, TIME, Schema, type_of
+from engine.taint import SUSPECT, Marked, judged, live, marked, taken
+from operators.delta import AT, BOOL, POS, TIME, Schema, type_of
 from operators.expectation import REASON, Expectation, Release, chain, expected, met, quarantined, reason
 from operators.join_label import join_label, unanswered
 from operators.latest import latest
 from operators.learned import Learned
-from operators.operator import DefinitionError, Named, Operator, as_names, fit_as_key, known, microseconds
+from operators.operator import CLOCK, DefinitionError, Named, Operator, as_names, fit_as_key, known, microseconds
 from operators.project import project
 from operators.union import union
 from operators.where import where
@@ -89,6 +90,23 @@ def _lookup(given: bool | str | Sequence[str], key: tuple[str, ...], schema: Sch
     return by
 
 
+def _something(asked: Sequence[Expectation], taint: bool, what: str) -> None:
+    if taint and not asked:
+        raise DefinitionError(
+            f"{what} has taint=True, but nothing is expected of its rows, so none is suspect; declare expect=[...]"
+        )
+
+
+def _behind(before: str, given: Schema, steps: Sequence[tuple[str, Operator]]) -> list[Node]:
+    """Nodes of these names, one behind another."""
+    made = list[Node]()
+    for name, operator in steps:
+        given = operator.schema([given, *(o.schema for o in operator.others)])
+        made.append(Node(name, operator, (before, *(o.name for o in operator.others)), given))
+        before = name
+    return made
+
+
 class Pipeline(Graph):
     """A named set of sources, views, models and sinks.
 
@@ -124,6 +142,7 @@ class Pipeline(Graph):
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
         expect: Sequence[Expectation] = (),
         release: Release | None = None,
+        taint: bool = False,
     ) -> Source:
         """A stream of changes.
 
@@ -138,7 +157,8 @@ class Pipeline(Graph):
         unit of Datetime columns that arrive as numbers. required: columns that may not be null (key and `at` never
         are). between: the event times that are believed. expect: what is expected of its rows, before anything
         reads them: `op.between("amount", 0, 10_000, severity="quarantine")`. release: what lets rows that were put
-        aside in all the same: `op.release(approved, within="7d")`.
+        aside in all the same: `op.release(approved, within="7d")`. taint: whether what stands on rows that do not meet
+        it is marked, in a column `suspect`.
         """
         made = self._source(name, key, at, schema, lateness, idle_after, append_only, False, epoch, required, between)
         if erasable and not append_only:
@@ -148,7 +168,7 @@ class Pipeline(Graph):
             )
         pulse = None if heartbeat is None else microseconds(heartbeat, f"source {name!r}: heartbeat")
         self.sources[name] = made = replace(made, erasable=erasable, heartbeat=pulse)
-        self._expect_of(made, expect, release)
+        self._expect_of(made, expect, release, taint)
         return made
 
     def table(
@@ -164,15 +184,16 @@ class Pipeline(Graph):
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
         expect: Sequence[Expectation] = (),
         release: Release | None = None,
+        taint: bool = False,
     ) -> Source:
         """A keyed table: each change is the newest version of its key, or its deletion.
 
         Without `at` a version counts from when it became known; what is read before everything else counts from the
         beginning. `op.join` finds the version valid at a row's time; a view that starts from a table sees its newest
-        versions. expect, release: what is expected of these, see `source`.
+        versions. expect, release, taint: what is expected of these, see `source`.
         """
         made = self._source(name, key, at, schema, lateness, None, False, True, epoch, required, between)
-        self._expect_of(made, expect, release)
+        self._expect_of(made, expect, release, taint)
         return made
 
     def _source(
@@ -266,7 +287,7 @@ class Pipeline(Graph):
         if isinstance(relation, View):
             return relation.name, relation.schema
         if (meets := f"{relation.name}.meets") in self.declared:
-            return meets, relation.schema
+            return meets, self.declared[meets].schema
         return self._messages_as_rows(relation)
 
     def _messages_as_rows(self, relation: Source) -> tuple[str, Schema]:
@@ -279,6 +300,12 @@ class Pipeline(Graph):
             self.declared[name] = Node(name, step, (relation.name,), step.schema([relation.messages]))
             self._hold()
         return name, self.declared[name].schema
+
+    def _marked(self, node: str) -> Marked | None:
+        """The relation whose rows this node gives, if it is marked."""
+        if (whole := self.marks.get(node)) is None:
+            return None
+        return Marked(node, self.declared[node].schema, whole, self.declared[whole].schema)
 
     def _expected(
         self, given: object, schema: Schema, relation: str, what: str, release: Release | None
@@ -297,13 +324,18 @@ class Pipeline(Graph):
             made.append(e)
         return tuple(made)
 
-    def _expect_of(self, source: Source, expect: object, release: Release | None) -> None:
+    def _expect_of(self, source: Source, expect: object, release: Release | None, taint: bool) -> None:
         """Let something be expected of the rows of a source."""
         what = f"{'table' if source.table else 'source'} {source.name!r}"
-        if not (found := self._expected(expect, source.schema, source.name, what, release)):
+        found = self._expected(expect, source.schema, source.name, what, release)
+        _something(found, taint, what)
+        if not found:
             return
+        if taint and SUSPECT in source.schema:
+            raise DefinitionError(f"{what}: {taken()}")
         rows, schema = self._messages_as_rows(source)
-        self._expect(what, source.name, rows, f"{source.name}.meets", schema, source.key, found, release)
+        whole = (rows, schema) if taint else None
+        self._expect(what, source.name, rows, f"{source.name}.meets", schema, source.key, found, release, whole)
 
     def _expect(
         self,
@@ -315,42 +347,59 @@ class Pipeline(Graph):
         key: tuple[str, ...],
         expectations: tuple[Expectation, ...],
         release: Release | None,
+        whole: tuple[str, Schema] | None,
     ) -> None:
         """Let something be expected of the rows of a node; of what puts rows aside follow two relations.
 
-        meets: the node of the rows that are not put aside. The quarantine is a view.
+        meets: the node of the rows that are not put aside. The quarantine is a view. whole: the node, with its columns,
+        of what is to be marked.
         """
-        made, judged, wide = list[Node](), rows, schema
+        made, beside, wide = list[Node](), rows, schema
         for i, step in enumerate(chain(expectations), 1):
-            made.append(Node(f"{name}.beside-{i}", step, (judged,), wide := step.schema([wide])))
-            judged = made[-1].name
-        self.expected[name] = Expected(what, rows, judged, wide, expectations)
+            made.append(Node(f"{name}.beside-{i}", step, (beside,), wide := step.schema([wide])))
+            beside = made[-1].name
+        self.expected[name] = Expected(what, rows, beside, wide, expectations)
+        if whole is not None:
+            made += self._marks(name, meets, schema, expectations, whole if beside == rows else (beside, wide))
         if aside := quarantined(expectations):
-            fails, good = f"{name}.fails", met(aside)
+            fails, quarantine, good = f"{name}.fails", f"{name}.quarantine", met(aside)
             line: list[Operator] = [where(good)]
             if release is None:
-                made.append(Node(fails, where(~good), (judged,), wide))
+                made.append(Node(fails, where(~good), (beside,), wide))
+            elif whole is not None:
+                raise DefinitionError(
+                    f"{what}: its rows are marked (taint=True), and release is given; what was let in would be marked "
+                    "as if it were aside: leave out one of them"
+                )
             else:
-                asked = Node(f"{name}.asked", where(~good), (judged,), wide)
-                made += [asked, *self._approved(what, asked, f"{name}.approved", fails, key, release)]
+                bad = Node(f"{name}.bad", where(~good), (beside,), wide)
+                made += [bad, *self._approved(what, bad, f"{name}.approved", fails, key, release)]
                 line.append(union(Named(f"{name}.approved", wide)))
-            if judged != rows:
+            if beside != rows:
                 line.append(project(*schema))
-            before = judged
-            for i, step in enumerate(line, 1):
-                others = tuple(o.name for o in step.others)
-                after = meets if i == len(line) else f"{name}.good-{i}"
-                made.append(Node(after, step, (before, *others), schema if i == len(line) else wide))
-                before = after
-            quarantine = f"{name}.quarantine"
-            told = project(*([] if judged == rows else schema), **{REASON: reason(aside)})
+            if whole is None:
+                names = [*(f"{name}.good-{i}" for i in range(1, len(line))), meets]
+                made += _behind(beside, wide, list(zip(names, line, strict=True)))
+            plain = [c for c in schema if whole is None or c != SUSPECT]
+            told = project(*([] if list(wide) == plain else plain), **{REASON: reason(aside)})
             made.append(Node(quarantine, told, (fails,), told.schema([wide])))
             self.views[quarantine] = View(quarantine, made[-1].schema, key)
         self.declared.update((n.name, n) for n in made)
         self._hold()
 
+    def _marks(
+        self, name: str, meets: str, schema: Schema, expectations: Sequence[Expectation], given: tuple[str, Schema]
+    ) -> list[Node]:
+        """The nodes from what is judged to the rows that are not put aside, marked."""
+        step = judged(expectations, given[1], list(schema))
+        there = live(step.schema([given[1]]))
+        made = _behind(*given, [(f"{name}.whole" if there else meets, step)])
+        made += _behind(made[0].name, made[0].schema, [*zip((f"{name}.there", meets), there, strict=False)])
+        self.marks[meets] = made[0].name
+        return made
+
     def _approved(
-        self, what: str, asked: Node, approved: str, rest: str, key: tuple[str, ...], release: Release
+        self, what: str, bad: Node, approved: str, rest: str, key: tuple[str, ...], release: Release
     ) -> list[Node]:
         """Of rows that are to be put aside the nodes of those that are approved, and of the rest."""
         if not key:
@@ -366,7 +415,7 @@ class Pipeline(Graph):
                 unanswered(found, on=key, right_on=release.on or key, wait=release.within),
             )
             return [
-                Node(n, step, (asked.name, name), step.schema([asked.schema, schema]))
+                Node(n, step, (bad.name, name), step.schema([bad.schema, schema]))
                 for n, step in zip((approved, rest), steps, strict=True)
             ]
         except DefinitionError as error:
@@ -398,6 +447,7 @@ class Pipeline(Graph):
         lookup: bool | str | Sequence[str] = False,
         expect: Sequence[Expectation] = (),
         release: Release | None = None,
+        taint: bool = False,
     ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
@@ -407,7 +457,8 @@ class Pipeline(Graph):
         trusted: `freshet freshness` fails. lookup: whether its newest row of each key is kept to be looked up over
         HTTP: True for the key of the view, or the columns that are to be the key. expect: what is expected of its rows,
         such as `op.not_null("origin", severity="quarantine")`. release: what lets rows that were put aside in all the
-        same: `op.release(approved, within="7d")`.
+        same: `op.release(approved, within="7d")`. taint: whether rows that do not meet it, and what stands on them, are
+        marked, as they are anyway when something that it stands on is marked.
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -415,7 +466,11 @@ class Pipeline(Graph):
         if not steps:
             raise DefinitionError(f"{what} has no steps; expected at least one operator, such as op.project(...)")
         before, schema = self._rows(relation)
+        given, marks = schema, (found := self._marked(before)) is not None
+        if found is not None:
+            before, given = found.whole, found.whole_schema
         made: list[Node] = []
+        clock, clock_of = f"{name}.clock", [before]
         for i, step in enumerate(steps, 1):
             where = f"{what}, step {i}"
             if not isinstance(step, Operator):
@@ -423,56 +478,84 @@ class Pipeline(Graph):
                     f"{where} is {step!r}; expected an operator, such as op.where(...) or op.window(...)"
                 )
             where += f" ({step.name})"
-            inputs, schemas = [before], [schema]
-            for other in step.others:
-                found = self._mine(other, f"{where}: its input")
-                if step.versions:
-                    if not isinstance(found, Source) or not found.table:
-                        raise DefinitionError(
-                            f"{where}: {found.name!r} is not a table; use op.join_asof, or declare it with p.table"
-                        )
-                    if set(step.keys[1]) != set(found.key):
-                        raise DefinitionError(
-                            f"{where}: the rows of table {found.name!r} are told apart by {', '.join(found.key)}, not "
-                            f"by {', '.join(step.keys[1])}; join it on its key, right_on={list(found.key)!r}"
-                        )
-                    if f"{found.name}.meets" in self.declared:
-                        raise DefinitionError(
-                            f"{where}: table {found.name!r} has a quarantine, but a join finds versions of rows, not "
-                            "rows; expect it of the view that joins it, or with severity='warn' or 'stop'"
-                        )
-                    inputs.append(found.name)
-                    schemas.append(found.messages)
-                else:
-                    other_name, other_schema = self._rows(found)
-                    inputs.append(other_name)
-                    schemas.append(other_schema)
+            others = [self._other(o, step, where) for o in step.others]
+            right = next((m for node, _ in others if (m := self._marked(node)) is not None), None)
+            if right is not None and not marks and SUSPECT in schema:
+                raise DefinitionError(f"{where}: {taken()}")
+            marks |= right is not None
+            clock_of += [] if step.outer else [node for node, _ in others]
+            if step.timed:
+                others.append((clock, CLOCK))
             try:
-                schema = step.schema(schemas)
+                hidden = () if right is None else (SUSPECT,)
+                schema = step.schema([schema, *({n: t for n, t in s.items() if n not in hidden} for _, s in others)])
+                done = marked(step, given, right) if marks else [step]
             except ValueError as error:
                 raise DefinitionError(f"{where}: {error}") from None
-            before = name if i == len(steps) else f"{name}.{i}"
-            made.append(Node(before, step, tuple(inputs), schema))
+            if marks:
+                schema = {**{n: t for n, t in schema.items() if n != SUSPECT}, SUSPECT: BOOL}
+            known_as = {o.name: node for o, (node, _) in zip(step.others, others, strict=False)}
+            columns = dict(others) | ({} if right is None else {right.whole: right.whole_schema})
+            for j, one in enumerate(done, 1):
+                inputs = [*(known_as.get(o.name, o.name) for o in one.others), *([clock] if one.timed else [])]
+                given = one.schema([given, *(columns[n] for n in inputs)])
+                made.append(Node(f"{name}.{i}" + f"-{j}" * (len(done) > 1), one, (before, *inputs), given))
+                before = made[-1].name
         if reserved := [c for c in schema if c in (AT, POS)]:
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
-        judged = self._expected(expect, schema, name, what, release)
-        if quarantined(judged):
-            made[-1] = replace(made[-1], name=f"{name}.{len(steps)}")
+        asked = self._expected(expect, schema, name, what, release)
+        _something(asked, taint, what)
+        there = live(given)
+        if not there and not quarantined(asked) and not (asked and (marks or taint)):
+            made[-1] = replace(made[-1], name=name)
+        self.ends[name] = end = made[-1].name
+        rows = f"{name}.rows" if asked else name
+        made += _behind(end, given, [*zip((f"{name}.live", rows), there, strict=False)])
+        if taint and not marks and SUSPECT in schema:
+            raise DefinitionError(f"{what}: {taken()}")
+        if marks and not asked:
+            self.marks[name] = end
         key = tuple(relation.key)
         for step in steps:
             key = step.key(key)
         key = key if all(k in schema for k in key) else ()
         declared = _bounds(what, policy, target_lag, warn_after, error_after)
-        view = View(name, schema, key, policy, declared, _lookup(lookup, key, schema, what))
+        if any(step.timed for step in steps):
+            self.clocks[clock] = tuple(clock_of)
         self.declared.update((n.name, n) for n in made)
+        view = View(name, made[-1].schema, key, policy, declared, _lookup(lookup, key, schema, what))
         self.views[name] = view
-        if judged:
-            self._expect(what, name, made[-1].name, name, schema, view.key, judged, release)
+        if asked:
+            whole = (end, given) if marks or taint else None
+            self._expect(what, name, made[-1].name, name, made[-1].schema, view.key, asked, release, whole)
+            view.schema = self.declared[name].schema
         else:
             self._hold()
         return view
+
+    def _other(self, relation: object, step: Operator, where: str) -> tuple[str, Schema]:
+        """The node that a step reads of a further input, with its columns."""
+        found = self._mine(relation, f"{where}: its input")
+        if not step.versions:
+            return self._rows(found)
+        if not isinstance(found, Source) or not found.table:
+            raise DefinitionError(
+                f"{where}: {found.name!r} is not a table; use op.join_asof, or declare it with p.table"
+            )
+        if set(step.keys[1]) != set(found.key):
+            raise DefinitionError(
+                f"{where}: the rows of table {found.name!r} are told apart by {', '.join(found.key)}, not "
+                f"by {', '.join(step.keys[1])}; join it on its key, right_on={list(found.key)!r}"
+            )
+        if f"{found.name}.meets" in self.declared:
+            has = "a quarantine" if f"{found.name}.quarantine" in self.views else "taint=True"
+            raise DefinitionError(
+                f"{where}: table {found.name!r} has {has}, but a join finds versions of rows, not "
+                "rows; expect it of the view that joins it, or with severity='warn' or 'stop'"
+            )
+        return found.name, found.messages
 
     def model(
         self,
@@ -501,10 +584,11 @@ class Pipeline(Graph):
         label: the column of `answers` to predict. learner: a river classifier or regressor, or for a deferred model
         anything with fit and predict in the manner of scikit-learn. refresh: when and how it learns. key: the columns
         by which an answer finds its question (default: the key of `questions`). features: the columns that the learner
-        sees (default: all but the key). advance: when unsupervised parts of a river pipeline learn: on answers (river's
-        own order) or on questions. wait: how long after its `at` a question still waits for its answer. metric: a river
-        metric or a list of them. naive: also report what learning each label at once, before it was known, would have
-        claimed. guards: rules before and after inference, such as `guard.clip("sane", 0, 600)`.
+        sees (default: all but the key, and `suspect` where questions are marked). advance: when unsupervised parts of
+        a river pipeline learn: on answers (river's own order) or on questions. wait: how long after its `at` a question
+        still waits for its answer. metric: a river metric or a list of them. naive: also report what learning each
+        label at once, before it was known, would have claimed. guards: rules before and after inference, such as
+        `guard.clip("sane", 0, 600)`.
         warn_after, error_after: as of a view, for the time since the newest example became known that the model has
         learnt. lookup: whether the newest prediction of each key can be looked up over HTTP, and the training set as of
         any time: True for the key, or some of its columns. expect: what is expected of predictions, with severity
@@ -521,7 +605,9 @@ class Pipeline(Graph):
         known(keys, questions.schema, f"{what}: the key")
         known(keys, reply_schema, f"{what}: the key in answers {replies.name!r}")
         known([label], reply_schema, f"{what}: the label in answers {replies.name!r}")
-        chosen = tuple(features) if features is not None else tuple(c for c in questions.schema if c not in keys)
+        marks = questions.name in self.marks
+        seen = [c for c in questions.schema if c not in keys and not (marks and c == SUSPECT)]
+        chosen = tuple(features) if features is not None else tuple(seen)
         known(chosen, questions.schema, f"{what}: features")
         policy = immediate() if refresh is None else refresh
         made_of = roots(self)[questions.name]
@@ -540,6 +626,7 @@ class Pipeline(Graph):
             naive=naive,
             guards=guards,
             sources=tuple(s for s in self.sources if s in made_of),
+            marked=marks,
         )
         by = _lookup(lookup, keys, {k: questions.schema[k] for k in keys}, what)
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys, lookup=by)

@@ -7,9 +7,10 @@ present stage as long as their rows already lie together: same key columns, not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import TypeVar
 
 from engine.freshness import Bounds
 from engine.graph import Graph, Hold, Model, Node
@@ -48,17 +49,31 @@ class Settle:
     hold: Hold
 
 
-def steps(graph: Graph) -> list[Hold | Stage | Settle]:
+@dataclass(frozen=True)
+class Tick:
+    """Where a clock is read."""
+
+    clock: str
+
+
+Step = Tick | Hold | Stage | Settle
+
+
+def steps(graph: Graph) -> list[Step]:
     """The stages in the order in which they run, each between the holds of deferred views that begin in it and the
-    settling of those that end in it."""
-    left, found = dict(graph.holds), list[Hold | Stage | Settle]()
+    settling of those that end in it; before what asks for a clock it is read."""
+    left, clocks, found = dict(graph.holds), dict(graph.clocks), list[Step]()
     ends = {h.end: h for h in graph.holds.values()}
     for stage in stages(graph):
         asked = {i for n in stage.nodes for i in n.inputs}
         now = [h for h in left.values() if asked & {held for held, _ in h.inputs}]
-        found += [*now, stage, *(Settle(ends[n.name]) for n in stage.nodes if n.name in ends)]
+        asked |= {given for h in now for _, given in h.inputs}
+        read = [c for c in clocks if c in asked]
+        found += [*map(Tick, read), *now, stage, *(Settle(ends[n.name]) for n in stage.nodes if n.name in ends)]
         for h in now:
             del left[h.view]
+        for c in read:
+            del clocks[c]
     return found
 
 
@@ -112,23 +127,47 @@ def _add(node: Node, draft: _Draft) -> None:
     draft.nodes.append(node)
 
 
-def roots(graph: Graph, held: bool = False) -> dict[str, frozenset[str]]:
-    """For each source, node and view the sources that it is made of.
+T = TypeVar("T")
 
-    held: a deferred view, which its changes pass late, is named instead of the sources it is made of.
+
+class _Of(dict[str, T]):
+    """What is found of each relation; of a clock what `join` makes of that of the relations whose clock it is."""
+
+    def __init__(self, graph: Graph, known: Mapping[str, T], join: Callable[[Iterable[T]], T]) -> None:
+        super().__init__(known)
+        self._clocks, self._join = graph.clocks, join
+
+    def __missing__(self, clock: str) -> T:
+        self[clock] = found = self._join([self[name] for name in self._clocks[clock]])
+        return found
+
+    def all(self) -> dict[str, T]:
+        """Of every relation, clocks included."""
+        return dict(self) | {clock: self[clock] for clock in self._clocks}
+
+
+def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset[str]().union(*sets)
+
+
+def roots(graph: Graph, held: bool = False, rows: bool = False) -> dict[str, frozenset[str]]:
+    """For each source, node, clock and view the sources that it is made of.
+
+    held: a deferred view, which its changes pass late, is named instead of the sources it is made of. rows: only those
+    sources on which it depends which rows there are, not those of which columns are added to them.
     """
-    found = {name: frozenset([name]) for name in graph.sources}
+    found = _Of(graph, {name: frozenset([name]) for name in graph.sources}, _union)
     waiting = {name: (h.view, given) for h in graph.holds.values() for name, given in h.inputs}
     for node in graph.nodes.values():
         for name in node.inputs:
             if name in waiting:
                 view, given = waiting[name]
                 found[name] = frozenset([view]) if held else found[given]
-        found[node.name] = frozenset().union(*(found[i] for i in node.inputs))
+        found[node.name] = _union(found[i] for i in node.inputs[: 1 if rows and node.operator.outer else None])
     for model in graph.models.values():
         found[model.predictions.name] = found[model.questions] | found[model.answers]
         found[model.training.name] = found[model.predictions.name]
-    return found
+    return found.all()
 
 
 def marked(graph: Graph) -> bool:
@@ -137,15 +176,16 @@ def marked(graph: Graph) -> bool:
 
 
 def horizons(graph: Graph, sources: Mapping[str, int], inserts: bool = False) -> dict[str, int]:
-    """For each source and node the event time below which no change of its rows will come any more.
+    """For each source, node and clock the event time below which no change of its rows will come any more.
 
     sources: the same for each source, and for what deferred views wait with. inserts: below which no row is added,
     whatever is taken back.
     """
-    found = {held: BEGINNING for h in graph.holds.values() for held, _ in h.inputs} | dict(sources)
+    waiting = {held: BEGINNING for h in graph.holds.values() for held, _ in h.inputs}
+    found = _Of(graph, waiting | dict(sources), min)
     for node in graph.nodes.values():
         found[node.name] = node.operator.horizon(min(found[i] for i in node.inputs), inserts)
-    return found
+    return found.all()
 
 
 def watermark(graph: Graph, model: Model, sources: Mapping[str, int]) -> int:
@@ -176,12 +216,12 @@ def due(graph: Graph) -> list[Due]:
 
 
 def above(graph: Graph) -> dict[str, frozenset[str]]:
-    """For each source, node and view the views that it stands on, however many steps up."""
-    found = {name: frozenset[str]() for name in graph.sources}
+    """For each source, node, clock and view the views that it stands on, however many steps up."""
+    found = _Of(graph, {name: frozenset[str]() for name in graph.sources}, _union)
     for node in graph.declared.values():
         made_by = {graph.declared[i].view for i in node.inputs if i in graph.declared} - {node.view}
         found[node.name] = frozenset(made_by & graph.views.keys()).union(*(found[i] for i in node.inputs))
-    return found
+    return found.all()
 
 
 def lags(graph: Graph) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import add
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from engine.pack import Headers
 from engine.plan import roots
 from engine.recent import Recent
 from engine.sink import Files, SinkError
+from engine.taint import SUSPECT
 from operators.delta import Delta
 
 
@@ -58,10 +60,11 @@ class TopicSinks(Protocol):
 class Publish:
     """Writes the changes of each sink's relations, dead letters and late changes; counts what each view holds.
 
-    number: the last batch. rows: for each view (rows inserted, rows retracted). contained: for each source the
-    watermark, read: the number of changes, of which every view contains all, but for those that come after a deferred
-    one. held, counts: see `Batch`. failures: by relation and expectation (rows that came and did not meet it, those
-    that are there). The latter is None for one that was not declared from the start: it has not seen all that is there.
+    number: the last batch. rows: for each view how many rows were inserted and retracted, and of a marked one how many
+    of these were suspect. contained: for each source the watermark, read: the number of changes, of which every view
+    contains all, but for those that come after a deferred one. held, counts: see `Batch`. failures: by relation and
+    expectation (rows that came and did not meet it, those that are there). The latter is None for one that was not
+    declared from the start: it has not seen all that is there.
     recent: the newest changes, for whoever looks.
 
     sent: the sinks that are topics, and what takes their messages, made with its saved state.
@@ -79,7 +82,8 @@ class Publish:
         self._sent = frozenset(sent)
         self._roots, self._holds = roots(graph), roots(graph, held=True)
         self.number = 0
-        self.rows = dict.fromkeys(graph.views, (0, 0))
+        self._marked = graph.marked
+        self.rows: dict[str, tuple[int, ...]] = {n: (0,) * (4 if n in self._marked else 2) for n in graph.views}
         self.contained: dict[str, int] = {}
         self.read: dict[str, int] = {}
         self.held: dict[str, tuple[dict[str, int], int]] = {}
@@ -105,13 +109,15 @@ class Publish:
     def __call__(self, batch: Batch) -> None:
         """Take in a batch whose deltas are complete."""
         for name in self.graph.views:
-            weight = batch.deltas[name].weight
-            retracted = int((weight < 0).sum())
-            self.recent.take(name, batch.deltas[name])
-            before = self.rows[name]
-            self.rows[name] = (before[0] + len(weight) - retracted, before[1] + retracted)
+            delta = batch.deltas[name]
+            moved = [int((delta.weight > 0).sum()), int((delta.weight < 0).sum())]
+            if name in self._marked:
+                weight = delta.weight[delta.columns[SUSPECT] == 1]
+                moved += [int((weight > 0).sum()), int((weight < 0).sum())]
+            self.recent.take(name, delta)
+            self.rows[name] = tuple(map(add, self.rows[name], moved))
             if batch.forgotten is not None:
-                self.forgotten[name] = len(weight) - retracted, retracted
+                self.forgotten[name] = moved[0], moved[1]
         self.number, self.contained, self.read, self.held = batch.number, batch.watermark, batch.read, batch.held
         self.counts = batch.counts
         for name, changes in batch.failures.items():

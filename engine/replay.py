@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from engine.batch import Batch
+from engine.clock import Clock
 from engine.cost import Costs
 from engine.expect import Judged, check_learned
 from engine.freshness import contained_after_each
@@ -17,7 +18,7 @@ from engine.graph import DELETED, Graph, Hold, Source
 from engine.hold import Holding, Settling
 from engine.merge import Chunk, Merge, Partition
 from engine.model import kept as kept_model
-from engine.plan import Settle, Stage, due, marked, rank, roots, steps, watermark
+from engine.plan import Stage, Step, Tick, due, marked, rank, roots, steps, watermark
 from engine.scan import Records
 from engine.timing import Timing
 from engine.view import Shard
@@ -80,9 +81,11 @@ def changes(graph: Graph, merge: Merge) -> Iterator[Batch]:
     """What a merge hands out, with what it leads to in each view."""
     costs = {view: Costs(h.refresh.mode or "incremental") for view, h in graph.holds.items()}
 
-    def kept_by(step: Hold | Stage | Settle) -> Callable[[Batch], Batch]:
+    def kept_by(step: Step) -> Callable[[Batch], Batch]:
         if isinstance(step, Stage):
             return Shard(graph, step, Timing(perf_counter)).whole
+        if isinstance(step, Tick):
+            return Clock(graph, step.clock)
         if isinstance(step, Hold):
             return Holding(graph, step, costs[step.view])
         return Settling(graph, step.hold, costs[step.hold.view], perf_counter)
@@ -99,7 +102,7 @@ def changes(graph: Graph, merge: Merge) -> Iterator[Batch]:
 
 def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
     """See `Pipeline.replay`."""
-    check_learned(graph, "p.calibrate(frames), or freshet calibrate")
+    check_learned(graph, "freshet calibrate")
     merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph), marked=marked(graph))
     passed = roots(graph, held=True)
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}

@@ -105,12 +105,14 @@ def figures(run: Run, now: int | None) -> dict[str, Any]:
     fresh, declared, made_of = freshness_of(run, now), run.declared, run.made_of
     views = {}
     for name in graph.views:
-        inserted, retracted = publish.rows[name] if publish is not None else (0, 0)
+        inserted, retracted, *suspect = publish.rows[name] if publish is not None else (0, 0)
         f = fresh.get(name)
         views[name] = {
             "rows": inserted - retracted,
             "inserted": inserted,
             "retracted": retracted,
+            "suspect": suspect[0] - suspect[1] if suspect else None,
+            "suspect_inserted": suspect[0] if suspect else None,
             "frontier": instant(f.frontier) if f else None,
             "local_lag_seconds": f.local_lag / 1e6 if f else None,
             "global_lag_seconds": f.global_lag / 1e6 if f else None,

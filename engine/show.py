@@ -20,6 +20,7 @@ from engine.log import About
 from engine.policy import OnQuery
 from engine.skew import KINDS
 from operators.delta import Schema
+from operators.learned import Learned
 
 
 def _columns(schema: Schema) -> str:
@@ -66,7 +67,8 @@ def _expects(branch: Tree, graph: Graph, relation: str) -> None:
     """What is expected of a relation."""
     if relation in graph.expected:
         for e in graph.expected[relation].expectations:
-            branch.add(Text(f"expects {e.name}: {e.severity}"))
+            unknown = ", its bounds not learnt yet" if isinstance(e, Learned) and e.bounds is None else ""
+            branch.add(Text(f"expects {e.name}: {e.severity}{unknown}"))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -136,7 +138,8 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
             _lag(v["global_lag_seconds"]),
             number(v["pending_changes"]),
         )
-    parts += [sources, Text(), views, Text(), *_failures(figures["expectations"]), *_refreshes(figures["views"])]
+    parts += [sources, Text(), views, Text(), *_failures(figures["expectations"])]
+    parts += [*_suspects(figures["views"]), *_refreshes(figures["views"])]
     if figures["models"]:
         models = _table("Models", "model", "questions", "answers", "predictions", "waiting", "closed unanswered")
         for name, m in figures["models"].items():
@@ -201,6 +204,15 @@ def _failures(expectations: Sequence[Mapping[str, Any]]) -> list[RenderableType]
         if e["failures"]:
             name = f"{e['relation']}, {e['expectation']}"
             table.add_row(name, e["severity"], number(e["failures"]), number(e["failing"]))
+    return [table, Text()] if table.row_count else []
+
+
+def _suspects(views: Mapping[str, Any]) -> list[RenderableType]:
+    """The views that have held suspect rows."""
+    table = _table("Suspect rows", "view", "rows that came", "there now")
+    for name, v in views.items():
+        if v["suspect_inserted"]:
+            table.add_row(name, number(v["suspect_inserted"]), number(v["suspect"]))
     return [table, Text()] if table.row_count else []
 
 

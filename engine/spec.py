@@ -24,6 +24,7 @@ from river import base, compose, metrics
 from river.active.base import ActiveLearningClassifier
 
 from engine.guard import Guard, Guards
+from engine.taint import SUSPECT
 from operators.delta import BOOL, FLOAT, INT, STRING, TIME, Schema
 from operators.operator import DefinitionError, as_names, fit_as_key, known, new_columns
 
@@ -46,6 +47,7 @@ class ModelSpec:
     - `naive`: keep also the figures that learning each label at once would claim.
     - `guards`: rules before and after inference; see `engine.guard`.
     - `sources`: those that the questions are made of.
+    - `marked`: whether the questions say in a column `suspect` which of them are; see `engine.taint`.
 
     Raises `DefinitionError` when the parts do not fit together.
     """
@@ -64,6 +66,7 @@ class ModelSpec:
     naive: bool = False
     guards: Sequence[Guard] = ()
     sources: tuple[str, ...] = ()
+    marked: bool = False
 
     def __post_init__(self) -> None:
         what = f"model {self.name!r}"
@@ -188,7 +191,7 @@ def training_schema(spec: ModelSpec) -> Schema:
 
     The key and the features as they were served, `at` of the question, the `label`, the `prediction` and the
     `model_version` that made it, what it was made from (see `prediction_schema`), `answered`: `at` of the answer, and
-    `answer_pos`, its position.
+    `answer_pos`, its position. Of a marked model also `suspect`.
     """
     dtype = spec.answers[spec.label]
     served = {n: spec.questions[n] for n in (*spec.key, *(f for f in spec.features if f not in spec.key))}
@@ -201,7 +204,7 @@ def training_schema(spec: ModelSpec) -> Schema:
         "answered": TIME,
         "answer_pos": INT,
     }
-    return new_columns(served, added, f"training set of {spec.name!r}")
+    return new_columns(served, added, f"training set of {spec.name!r}") | _marks(spec)
 
 
 def prediction_schema(spec: ModelSpec) -> Schema:
@@ -210,7 +213,8 @@ def prediction_schema(spec: ModelSpec) -> Schema:
     With guards also `guards`: the names of those that acted, joined by ",". Then what it was made from: `trained`, when
     the newest example that the version has learnt became known; `seq`, the number of the change that asked, which names
     the state of the pipeline; and the frontiers of the questions after that change: `frontier_NAME` for each source
-    that they are made of, and `frontier`, the least of them. What is before the beginning is null.
+    that they are made of, and `frontier`, the least of them. What is before the beginning is null. Of a marked model
+    also `suspect`, whether the question is.
     """
     dtype = spec.answers[spec.label]
     added: Schema = {
@@ -222,7 +226,11 @@ def prediction_schema(spec: ModelSpec) -> Schema:
     if spec.guards:
         added["guards"] = STRING
     added |= _made_from(spec)
-    return new_columns({k: spec.questions[k] for k in spec.key}, added, f"predictions of {spec.name!r}")
+    return new_columns({k: spec.questions[k] for k in spec.key}, added, f"predictions of {spec.name!r}") | _marks(spec)
+
+
+def _marks(spec: ModelSpec) -> Schema:
+    return {SUSPECT: BOOL} if spec.marked else {}
 
 
 def _made_from(spec: ModelSpec) -> Schema:
@@ -257,6 +265,7 @@ def definition(spec: ModelSpec) -> dict[str, Any]:
         "naive": spec.naive,
         "guards": [g.definition for g in spec.guards],
         "sources": list(spec.sources),
+        **({"marked": True} if spec.marked else {}),
     }
 
 

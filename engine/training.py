@@ -16,6 +16,7 @@ from engine.examples import GONE, Question
 from engine.log import KNOWN, SEQ, WEIGHT
 from engine.skew import Tally, tally
 from engine.spec import ModelSpec, frontier, training_schema
+from engine.taint import SUSPECT
 from operators.delta import (
     AT,
     POS,
@@ -66,7 +67,14 @@ class Training:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.schema = spec, training_schema(spec)
-        served = (*spec.key, *spec.features, "seq", "frontier", *map(frontier, spec.sources))
+        served = (
+            *spec.key,
+            *spec.features,
+            "seq",
+            "frontier",
+            *map(frontier, spec.sources),
+            *((SUSPECT,) if spec.marked else ()),
+        )
         self._rows = Rows({n: self.schema[n] for n in served})
         self._changes: list[tuple[int, int, int, Any, Any, Any, Any, int, int]] = []
 

@@ -40,7 +40,7 @@ class Part:
 
 
 class Split:
-    """Cuts batches for a keyed stage; the same key always goes to the same shard."""
+    """Cuts batches for a keyed stage; the same key always goes to the same shard, what has no key to every one."""
 
     def __init__(self, stage: Stage, shards: int) -> None:
         self.stage = stage
@@ -74,6 +74,8 @@ class Split:
     def _cut(self, delta: Delta, key: tuple[str, ...]) -> list[tuple[int, Delta]]:
         if not len(delta):
             return []
+        if not key:
+            return [(s, delta) for s in range(self.shards)]
         memo = self._shard_of
         if len(memo) > 1_000_000:
             memo.clear()

@@ -17,12 +17,24 @@ from operators.join import join
 from operators.join_asof import join_asof
 from operators.join_label import join_label, unanswered
 from operators.latest import latest
-from operators.learned import default_ratio, jump, level, null_ratio, stuck, usual
+from operators.learned import (
+    categories,
+    default_ratio,
+    distinct_ratio,
+    jump,
+    level,
+    new_ratio,
+    null_ratio,
+    shape,
+    stuck,
+    usual,
+)
 from operators.operator import Operator
 from operators.previous import previous
 from operators.project import project
 from operators.reduction import count, maximum, mean, minimum, total
 from operators.runs import runs
+from operators.silence import silence
 from operators.union import union
 from operators.where import where
 from operators.window import window
@@ -31,10 +43,12 @@ __all__ = [
     "aggregate",
     "between",
     "catalogue",
+    "categories",
     "check",
     "count",
     "dedupe",
     "default_ratio",
+    "distinct_ratio",
     "fresh",
     "increasing",
     "join",
@@ -47,6 +61,7 @@ __all__ = [
     "maximum",
     "mean",
     "minimum",
+    "new_ratio",
     "not_null",
     "null_ratio",
     "one_of",
@@ -54,6 +69,8 @@ __all__ = [
     "project",
     "release",
     "runs",
+    "shape",
+    "silence",
     "step",
     "stuck",
     "total",

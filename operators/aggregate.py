@@ -13,6 +13,9 @@ When bits were lost (1e300 and 0.1 met in one key), or an infinity was there, it
 key, exactly too. An extreme that is taken back is found again among the rows of the key; nothing else takes time in
 proportion to them, but a row that comes late or leaves moves the rows behind it in memory.
 
+With `aside=c` rows for which c is true were put aside: they are no rows of their key, and the result says in a column c
+of its own whether the key has any. Only how many there are is kept of them.
+
 So the rows of a key are kept, sorted, as long as they may be taken back; those before the horizon are folded into a
 few numbers (unless that loses bits). When no row is late or taken back none is kept, and where bits were lost a total
 is off by at most 2**-150 times the sum of the absolute values. Keys stay as long as they have rows.
@@ -25,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from numba import njit
 
@@ -33,7 +37,7 @@ from operators.delta import BEGINNING, BOOL, FLOAT, INT, NULL, STRING, TIME, Del
 from operators.delta import POS as POS_COLUMN
 from operators.exact import add, exact_sum, rounded
 from operators.kernel import pointer
-from operators.operator import DefinitionError, Maintained, Operator, as_names, fit_as_key, new_columns
+from operators.operator import DefinitionError, Maintained, Operator, as_names, fit_as_key, known, new_columns
 from operators.reduction import (
     CHANNEL,
     COUNT,
@@ -59,7 +63,7 @@ from operators.reduction import (
     total,
 )
 from operators.segments import AT, END, FIELDS, HEAD, MARK, POS, TAIL, Segments, erase, first, make_room, tidy
-from operators.state import Keyed, lexsort
+from operators.state import Keyed, grown, lexsort
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +71,7 @@ class Aggregate(Operator):
     """Reduces all rows of a key to one.
 
     by: the columns of the key, which come first in the result. reductions: names of the other columns and what they
-    hold.
+    hold. aside: a Boolean column that says which rows were put aside; it comes last in the result.
 
     SQL: `SELECT by, count(*), avg(x) FROM r GROUP BY by`
 
@@ -91,6 +95,7 @@ class Aggregate(Operator):
 
     by: tuple[str, ...]
     reductions: tuple[tuple[str, Reduction], ...]
+    aside: str | None = None
 
     @property
     def keys(self) -> tuple[tuple[str, ...], ...]:
@@ -101,23 +106,31 @@ class Aggregate(Operator):
 
     @property
     def definition(self) -> dict[str, Any]:
-        return {"by": list(self.by), "reductions": {n: r.definition for n, r in self.reductions}}
+        aside = {} if self.aside is None else {"aside": self.aside}
+        return {"by": list(self.by), "reductions": {n: r.definition for n, r in self.reductions}, **aside}
 
     def schema(self, inputs: Sequence[Schema]) -> Schema:
         given = inputs[0]
         fit_as_key(self.by, given, "aggregate by")
         made = {n: r.type_in(given, f"aggregate {n}") for n, r in self.reductions}
+        if self.aside is not None:
+            known([self.aside], given, "aggregate aside")
+            if given[self.aside] != BOOL:
+                raise DefinitionError(f"aggregate aside: {self.aside!r} has type {given[self.aside]}; expected Boolean")
+            made = new_columns(made, {self.aside: BOOL}, "aggregate")
         return new_columns({n: given[n] for n in self.by}, made, "aggregate")
 
     def horizon(self, bound: int, inserts: bool = False) -> int:
         return BEGINNING  # the row of a key is taken back with its next change, however old it is
 
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-        frame = relations[0]
-        given = frame.collect_schema()
+        rows = relations[0]
+        given = rows.collect_schema()
+        aside = pl.lit(False) if self.aside is None else pl.col(self.aside).fill_null(False)
+        frame = rows.filter(~aside)
         types = {n: given[r.column] if r.column else None for n, r in self.reductions}
         last = pl.struct(AT_COLUMN, POS_COLUMN).sort_by(AT_COLUMN, POS_COLUMN).last()
-        return (
+        made = (
             frame.group_by(self.by)
             .agg(
                 *(gathered(r, types[n], r.column or AT_COLUMN).alias(n) for n, r in self.reductions),
@@ -125,6 +138,12 @@ class Aggregate(Operator):
             )
             .with_columns(finished(r, types[n], n) for n, r in self.reductions)
             .unnest("_last")
+        )
+        if self.aside is None:
+            return made
+        having = rows.filter(aside).select(self.by).unique().with_columns(pl.lit(True).alias(self.aside))
+        return made.join(having, on=self.by, how="left", nulls_equal=True).with_columns(
+            pl.col(self.aside).fill_null(False)
         )
 
     def start(self, inputs: Sequence[Schema]) -> Maintained:
@@ -146,6 +165,10 @@ class Aggregate(Operator):
                     since=minimum("t"),
                 ),
                 [{"name": STRING, "yes": BOOL, "n": INT, "x": FLOAT, "t": TIME}],
+            ),
+            (
+                Aggregate(("name",), (("rows", count()), ("sum", total("x")), ("most", maximum("x"))), "yes"),
+                [{"name": STRING, "yes": BOOL, "x": FLOAT}],
             ),
         ]
 
@@ -365,27 +388,35 @@ def _last(rows, keys, k):  # type: ignore[no-untyped-def]
     return keys[k, LAST_AT], keys[k, LAST_POS]
 
 
-CAUSE, WEIGHT, WHEN, WHERE, SEQ = range(5)
-"""Of an output: a row of the delta that has its key; weight, at, pos, seq."""
+CAUSE, WEIGHT, WHEN, WHERE, SEQ, BESIDE = range(6)
+"""Of an output: a row of the delta that has its key; weight, at, pos, seq, and whether rows of the key are aside."""
 
 
 @njit(cache=True)
-def _change(rows, keys, free, slot, at, pos, words, weight, seq, what, channels, horizon, stamp):  # type: ignore[no-untyped-def]
-    """Take a delta in. Returns lines, results, what each is about, slots of which nothing is left, and a row of the
-    delta that does not fit, or -1."""
+def _change(  # type: ignore[no-untyped-def]
+    rows, keys, free, slot, at, pos, words, weight, seq, aside, asides, what, channels, horizon, stamp
+):  # fmt: skip
+    """Take a delta in. aside: which rows are put aside, asides: per slot how many are; both empty when none can be.
+
+    Returns lines, results, what each is about, slots of which nothing is left, and a row of the delta that does not
+    fit, or -1.
+    """
     n, R, missing = slot.shape[0], what.shape[0], -1
     touched, latest, t = np.empty(n, np.int64), np.empty(n, np.int64), 0
-    before, old = np.empty((n, 3), np.int64), np.empty((n, R), np.int64)
+    before, old = np.empty((n, 4), np.int64), np.empty((n, R), np.int64)
     for i in range(n):
         k = slot[i]
         if keys[k, MARK] != stamp:
             keys[k, MARK], keys[k, TURN], touched[t] = stamp, t, i
             before[t, 0], before[t, 1], before[t, 2] = keys[k, LIVE], keys[k, AT], keys[k, POS]
+            before[t, 3] = asides.shape[0] > 0 and asides[k] > 0
             if keys[k, LIVE]:
                 _results(rows, keys, k, what, channels, old, t)
             t += 1
         latest[keys[k, TURN]] = seq[i]
-        if weight[i] > 0:
+        if aside.shape[0] > 0 and aside[i]:
+            asides[k] += weight[i]
+        elif weight[i] > 0:
             rows, line = _place(rows, keys, free, k, at[i], pos[i], horizon, channels)
             if line < 0:
                 missing = i
@@ -403,7 +434,7 @@ def _change(rows, keys, free, slot, at, pos, words, weight, seq, what, channels,
             _leave(rows, keys, k, line, channels)
             keys[k, AT], keys[k, POS] = _last(rows, keys, k)
             keys[k, LIVE] -= 1
-    out, about, o = np.empty((2 * t, R), np.int64), np.empty((2 * t, 5), np.int64), 0
+    out, about, o = np.empty((2 * t, R), np.int64), np.empty((2 * t, 6), np.int64), 0
     cleared, gone = np.empty(t, np.int64), 0
     for u in range(t):
         k = slot[touched[u]]
@@ -412,22 +443,24 @@ def _change(rows, keys, free, slot, at, pos, words, weight, seq, what, channels,
         for w in range(R):
             out[o, w] = old[u, w]
         about[o, CAUSE], about[o, WEIGHT], about[o, SEQ] = touched[u], -1, latest[u]
-        about[o, WHEN], about[o, WHERE] = before[u, 1], before[u, 2]
+        about[o, WHEN], about[o, WHERE], about[o, BESIDE] = before[u, 1], before[u, 2], before[u, 3]
+        beside = asides.shape[0] > 0 and asides[k] > 0
         new = o + 1 if there else o
         changed = live > 0
         if live > 0:
             _results(rows, keys, k, what, channels, out, new)
             if there:
-                changed = keys[k, AT] != before[u, 1] or keys[k, POS] != before[u, 2]
+                changed = keys[k, AT] != before[u, 1] or keys[k, POS] != before[u, 2] or beside != before[u, 3]
                 for w in range(R):
                     if out[o, w] != out[new, w]:
                         changed = True
             about[new, CAUSE], about[new, WEIGHT], about[new, SEQ] = touched[u], 1, latest[u]
-            about[new, WHEN], about[new, WHERE] = keys[k, AT], keys[k, POS]
+            about[new, WHEN], about[new, WHERE], about[new, BESIDE] = keys[k, AT], keys[k, POS], beside
         else:
             erase(rows, keys, free, k)
-            cleared[gone] = k
-            gone += 1
+            if not beside:
+                cleared[gone] = k
+                gone += 1
         if there and (changed or live == 0):
             o += 1
         if changed:
@@ -451,7 +484,8 @@ class _Aggregated(Keyed):
 
     def __init__(self, operator: Aggregate, schema: Schema, out: Schema) -> None:
         super().__init__(operator.keys, out)
-        self.by = operator.by
+        self.by, self.aside = operator.by, operator.aside
+        self.asides = np.zeros(0, np.int64)
         self.plan = Plan(operator.reductions, schema, [0] * len(operator.reductions), [True])
         channels = len(self.plan.channels)
         self.segments = Segments(CHANNELS + PER_CHANNEL * channels, VALUES + channels)
@@ -460,16 +494,21 @@ class _Aggregated(Keyed):
 
     def reserve(self, slots: int) -> None:
         self.segments.reserve(slots)
+        if self.aside is not None:
+            self.asides = grown(self.asides, slots)
 
     def step(self, deltas: Sequence[Delta], slots: Sequence[Ints], horizon: int) -> Delta:
         delta, slot = deltas[0], slots[0]
         s, plan = self.segments, self.plan
         retracts = bool((delta.weight < 0).any())
         words = plan.words(delta.columns, len(delta))
+        aside: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        if self.aside is not None:
+            aside = delta.columns[self.aside] == 1
         self.stamp += 1
         s.rows, results, about, cleared, missing = _change(
-            s.rows, s.keys, s.free, slot, delta.at, delta.pos, words, delta.weight, delta.seq, plan.what, plan.channels,
-            horizon, self.stamp,
+            s.rows, s.keys, s.free, slot, delta.at, delta.pos, words, delta.weight, delta.seq, aside, self.asides,
+            plan.what, plan.channels, horizon, self.stamp,
         )  # fmt: skip
         if missing >= 0:
             raise ValueError(
@@ -487,7 +526,8 @@ class _Aggregated(Keyed):
             about, results = np.take(about, order, axis=0), np.take(results, order, axis=0)
         keys = {n: delta.columns[n][about[:, CAUSE]] for n in self.by}
         weight, at, pos, seq = (about[:, w].copy() for w in (WEIGHT, WHEN, WHERE, SEQ))
-        return Delta({**keys, **plan.columns(results)}, weight, at, pos, seq)
+        beside = {} if self.aside is None else {self.aside: about[:, BESIDE].astype(np.int8)}
+        return Delta({**keys, **plan.columns(results), **beside}, weight, at, pos, seq)
 
     def _sweep(self, n: int, horizon: int) -> None:
         if capacity := self.slots.capacity:
@@ -497,15 +537,17 @@ class _Aggregated(Keyed):
             self.hand = (self.hand + some) % capacity
 
     def arrays(self) -> dict[str, Any]:
-        return {"segments": self.segments.snapshot(self.slots.capacity), "numbers": (self.stamp, self.hand)}
+        kept = {"segments": self.segments.snapshot(self.slots.capacity), "numbers": (self.stamp, self.hand)}
+        return kept if self.aside is None else {**kept, "asides": self.asides[: self.slots.capacity].copy()}
 
     def load(self, arrays: dict[str, Any]) -> None:
+        self.asides = arrays.get("asides", self.asides)
         self.segments.restore(arrays["segments"])
         self.stamp, self.hand = arrays["numbers"]
 
     @property
     def size(self) -> tuple[int, int]:
-        return len(self.slots), self.segments.nbytes + self.slots.nbytes
+        return len(self.slots), self.segments.nbytes + self.slots.nbytes + self.asides.nbytes
 
 
 def _went_over(delta: Delta, slot: Ints) -> bool:

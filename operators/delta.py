@@ -223,6 +223,27 @@ def net(delta: Delta, seq: int) -> Delta:
     return delta
 
 
+def without_idle(delta: Delta) -> Delta:
+    """The delta without those corrections that put a row in the place of an equal one."""
+    if not (delta.weight < 0).any():
+        return delta
+    causes = np.unique(delta.seq[delta.weight < 0])
+    nearest = np.minimum(np.searchsorted(causes, delta.seq), len(causes) - 1)
+    touched = np.flatnonzero(causes[nearest] == delta.seq)
+    some = delta.take(touched)
+    order = np.lexsort((some.weight, some.pos, some.at, some.seq))
+    old, new = order[:-1], order[1:]
+    pair = (some.weight[old] < 0) & (some.weight[new] > 0)
+    for a in (some.seq, some.at, some.pos, *some.columns.values()):
+        x, y = a[old], a[new]
+        pair &= ((x == y) | (is_null(x) & is_null(y))).astype(np.bool_)
+    if not pair.any():
+        return delta
+    stays = np.ones(len(delta), np.bool_)
+    stays[touched[old[pair]]] = stays[touched[new[pair]]] = False
+    return delta.take(stays)
+
+
 def in_order(delta: Delta) -> Delta:
     """The same rows sorted by `seq`; rows of one `seq` stay in the order they have."""
     if len(delta) < 2 or bool((delta.seq[1:] >= delta.seq[:-1]).all()):

@@ -71,6 +71,7 @@ class Join(Joined):
     """
 
     versions: ClassVar[bool] = True
+    outer: ClassVar[bool] = True
 
     hidden: ClassVar[str | None] = DELETED
 

@@ -44,6 +44,8 @@ class JoinAsof(Joined):
     [(-1, 5, 20), (1, 9, 20)]
     """
 
+    outer = True
+
     tolerance: int | None
 
     @property

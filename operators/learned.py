@@ -6,6 +6,9 @@
     null_ratio   the share of nulls within a duration
     default_ratio    the share of one value within a duration
     level        the mean within a duration, less the mean within a longer one before and with it
+    shape, categories    how the values within a duration are spread, beside those within a longer one
+    new_ratio    the share of rows within a duration with a value that was not there before
+    distinct_ratio   the share of rows within a duration with a value that is not yet there
 
 Each is a number for each row, the *statistic*, computed by operators; what is expected is that it lies within bounds.
 These are constants, by key, that `freshet calibrate` finds for a budget of false alarms (`engine.calibrate`). So what
@@ -18,8 +21,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import reduce
 from hashlib import sha256
+from itertools import pairwise
 from math import inf, isfinite
+from operator import add
 from typing import Any
 
 import polars as pl
@@ -38,6 +44,7 @@ Range = tuple[float, float]
 """The least and the greatest value of a statistic; infinite where there is no bound."""
 
 EVERY: Range = (-inf, inf)
+SHARE: Range = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,16 @@ class Learned(Expectation):
 
     by: the columns of the key. statistic: a Float64; null is as expected. both: whether too little is not, either.
     of: a column whose values have bounds of their own where they are common, so that what is usual for one does not
-    hide what is unusual for others.
+    hide what is unusual for others. span: what the statistic can be; a bound that is not inside it is none. warm: for
+    how many microseconds rows of a key teach nothing, for it is too new.
     """
 
     by: tuple[str, ...]
     statistic: pl.Expr
     both: bool = False
     of: str | None = None
+    span: Range = EVERY
+    warm: int = 0
     bounds: Bounds | None = None
     met: pl.Expr = field(default_factory=lambda: pl.lit(True))
 
@@ -169,6 +179,7 @@ def null_ratio(
         chain=(Window(keys, size, ((some, count(column)),)), Window(keys, size, ((rows, count()),))),
         by=keys,
         statistic=1 - pl.col(some).cast(FLOAT) / pl.col(rows).cast(FLOAT),
+        span=SHARE,
     )
 
 
@@ -198,6 +209,7 @@ def default_ratio(
         ),
         by=keys,
         statistic=pl.col(share),
+        span=SHARE,
     )
 
 
@@ -215,9 +227,7 @@ def level(
 
     Raises `DefinitionError` when `against` is not longer than `within`.
     """
-    keys, short, long = as_names(by, "level: by"), *(_duration(d, "level") for d in (within, against))
-    if microseconds(long) <= microseconds(short):
-        raise DefinitionError(f"level: {column!r} within {within!r} against {against!r}; expected a longer duration")
+    keys, short, long = _durations("level", column, by, within, against)
     here, usually = (f"_mean({column_named(column, 'level')}; {', '.join(keys)}; {d})" for d in (short, long))
     return Learned(
         name=named(name, "level", column),
@@ -226,7 +236,151 @@ def level(
         by=keys,
         statistic=pl.col(here) - pl.col(usually),
         both=True,
+        warm=microseconds(long),
     )
+
+
+def shape(
+    column: str,
+    edges: Sequence[float],
+    *,
+    by: str | Sequence[str],
+    within: str | timedelta,
+    against: str | timedelta,
+    severity: Severity = "warn",
+    name: str | None = None,
+) -> Learned:
+    """The values of a key within a duration up to a row are spread over bins much as those within a longer one,
+    `against`: the total variation of the shares, half the sum of their differences, is no greater than is usual for it.
+
+    edges: n numbers in rising order make n + 1 bins; a bin has its lower edge. Nulls are no values.
+    """
+    cuts = list(edges)
+    numbers = [c for c in cuts if isinstance(c, (int, float)) and not isinstance(c, bool)]
+    if not cuts or numbers != cuts or sorted(set(cuts)) != cuts:
+        raise DefinitionError(f"shape: the edges of {column!r} are {edges!r}; expected numbers in rising order")
+    here = pl.col(column_named(column, "shape"))
+    bins = [here < cuts[0], *((here >= a) & (here < b) for a, b in pairwise(cuts)), here >= cuts[-1]]
+    return _spread("shape", column, dict(zip([None, *cuts], bins, strict=True)), by, within, against, severity, name)
+
+
+def categories(
+    column: str,
+    values: Sequence[Any],
+    *,
+    by: str | Sequence[str],
+    within: str | timedelta,
+    against: str | timedelta,
+    severity: Severity = "warn",
+    name: str | None = None,
+) -> Learned:
+    """The values of a key within a duration up to a row are shared out among these ones, and all others together, much
+    as those within a longer one, `against`; see `shape`.
+    """
+    known_ones = [] if isinstance(values, str) else list(values)
+    if not known_ones or len(set(known_ones)) < len(known_ones):
+        raise DefinitionError(f"categories: the values of {column!r} are {values!r}; expected different ones")
+    here = pl.col(column_named(column, "categories"))
+    bins = {v: here == v for v in known_ones} | {None: ~here.is_in(known_ones)}
+    return _spread("categories", column, bins, by, within, against, severity, name)
+
+
+def _spread(
+    kind: str,
+    column: str,
+    bins: Mapping[Any, pl.Expr],
+    by: str | Sequence[str],
+    within: str | timedelta,
+    against: str | timedelta,
+    severity: Severity,
+    name: str | None,
+) -> Learned:
+    """The total variation between the shares of bins within a duration and within a longer one."""
+    keys, short, long = _durations(kind, column, by, within, against)
+    inside = {f"_in({kind}; {column}; {list(bins)}; {value!r})": made for value, made in bins.items()}
+    shares = [(f"{one}; {', '.join(keys)}; {size}", mean(one, size=size)) for one in inside for size in (short, long)]
+    apart = [(pl.col(a) - pl.col(b)).abs() for (a, _), (b, _) in zip(shares[::2], shares[1::2], strict=True)]
+    return Learned(
+        name=named(name, kind, column),
+        severity=severity,
+        chain=(Project((), inside), Window(keys, None, tuple(shares))),
+        by=keys,
+        statistic=reduce(add, apart) / 2,
+        span=SHARE,
+        warm=microseconds(long),
+    )
+
+
+def new_ratio(
+    column: str,
+    *,
+    by: str | Sequence[str],
+    within: str | timedelta,
+    against: str | timedelta,
+    severity: Severity = "warn",
+    name: str | None = None,
+) -> Learned:
+    """Of the rows of a key within a duration up to a row no larger share has a value in this column that was not there
+    before it, in the rest of a longer one, `against`, than is usual for the key. Null is a value. While the longer one
+    has less than twice as many rows as the shorter every row is as expected.
+    """
+    keys, short, long = _durations("new_ratio", column, by, within, against)
+    key, about = ", ".join(keys), f"{column_named(column, 'new_ratio')}; {', '.join(keys)}"
+    few, many = (f"_alike({about}; {d})" for d in (short, long))
+    rows, all_rows = (f"_rows({key}; {short}; {long}; {d})" for d in (short, long))
+    new, share = f"_new({about}; {short}; {long})", f"_share({about}; new; {short}; {long})"
+    return Learned(
+        name=named(name, "new_ratio", column),
+        severity=severity,
+        chain=(
+            Window((*keys, column), None, ((few, count(size=short)), (many, count(size=long)))),
+            Project((), {new: pl.col(few) == pl.col(many)}),
+            Window(keys, None, ((rows, count(size=short)), (all_rows, count(size=long)))),
+            Window(keys, short, ((share, mean(new)),)),
+        ),
+        by=keys,
+        statistic=pl.when(pl.col(all_rows) >= 2 * pl.col(rows)).then(pl.col(share)),
+        span=SHARE,
+        warm=microseconds(long),
+    )
+
+
+def distinct_ratio(
+    column: str,
+    *,
+    by: str | Sequence[str],
+    within: str | timedelta,
+    severity: Severity = "warn",
+    name: str | None = None,
+) -> Learned:
+    """Of the rows of a key within a duration up to a row neither fewer nor more have a value in this column that none
+    had within that duration before them than is usual for the key. Null is a value.
+    """
+    keys, size = as_names(by, "distinct_ratio: by"), _duration(within, "distinct_ratio: within")
+    about = f"{column_named(column, 'distinct_ratio')}; {', '.join(keys)}; {size}"
+    alike, first, share = f"_alike({about})", f"_first({about})", f"_share({about}; first)"
+    return Learned(
+        name=named(name, "distinct_ratio", column),
+        severity=severity,
+        chain=(
+            Window((*keys, column), size, ((alike, count()),)),
+            Project((), {first: pl.col(alike) == 1}),
+            Window(keys, size, ((share, mean(first)),)),
+        ),
+        by=keys,
+        statistic=pl.col(share),
+        span=SHARE,
+        both=True,
+    )
+
+
+def _durations(
+    kind: str, column: str, by: str | Sequence[str], within: str | timedelta, against: str | timedelta
+) -> tuple[tuple[str, ...], timedelta, timedelta]:
+    keys, short, long = as_names(by, f"{kind}: by"), *(_duration(d, kind) for d in (within, against))
+    if long <= short:
+        raise DefinitionError(f"{kind}: {column!r} within {within!r} against {against!r}; expected a longer duration")
+    return keys, short, long
 
 
 def _duration(given: str | timedelta, what: str) -> timedelta:

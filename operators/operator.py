@@ -22,7 +22,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import polars as pl
 
-from operators.delta import BEGINNING, FLOAT, Delta, Schema
+from operators.delta import BEGINNING, FLOAT, TIME, Delta, Schema
+
+CLOCK: Schema = {"now": TIME}
+"""The columns of a clock: a relation whose greatest `now` is the time that it is."""
 
 
 class DefinitionError(ValueError):
@@ -46,6 +49,12 @@ class Operator(abc.ABC):
     versions: ClassVar[bool] = False
     """Whether its further inputs are tables as streams of versions, with a Boolean column `deleted`."""
 
+    outer: ClassVar[bool] = False
+    """Whether its rows are those of the first input, to which the others add columns only."""
+
+    timed: ClassVar[bool] = False
+    """Whether its last input, behind `others`, is a clock: that of the rows of the first, given by the pipeline."""
+
     @property
     def name(self) -> str:
         """The word the user wrote: the class name in snake case."""
@@ -63,7 +72,8 @@ class Operator(abc.ABC):
 
     @property
     def keys(self) -> tuple[tuple[str, ...], ...]:
-        """For each input the columns by which its rows meet; () when every row stands alone."""
+        """For each input the columns by which its rows meet, () for one that every row meets; () when every row stands
+        alone."""
         return ()
 
     @property

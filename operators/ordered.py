@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from operators.delta import AT, BEGINNING, INT, NULL, POS, Array, Columns, Delta, Ints, Schema, concat
+from operators.delta import AT, BEGINNING, INT, NULL, POS, Columns, Delta, Ints, Schema, concat
 from operators.state import Keyed, lexsort
 from operators.timeline import MOST, Cells, Sweep, Timelines, appended, back, cut, first, put, same, tidy
 
@@ -151,8 +151,8 @@ class Ordered(Keyed):
         """The new columns of rows that show these words."""
         raise NotImplementedError
 
-    def further(self, delta: Delta) -> Columns:
-        """The columns `more` of rows that come."""
+    def further(self, delta: Delta, slot: Ints) -> Columns:
+        """The columns `more` of rows that come, of the keys at these slots."""
         return {}
 
     def drop(self, numbers: Ints) -> None:
@@ -171,7 +171,7 @@ class Ordered(Keyed):
         new = delta.weight > 0
         self.sweep.touch(slot, ~new)
         number = np.zeros(len(delta), np.int64)
-        number[new] = self._add(delta if new.all() else delta.take(new))
+        number[new] = self._add(delta if new.all() else delta.take(new), slot[new])
         results = np.empty((len(delta), len(self.words)), np.int64)
         entries, shown = self.entries, tuple(self.cells.columns[w] for w in self.words)
         once = bool((delta.seq[1:] > delta.seq[:-1]).all())
@@ -185,37 +185,32 @@ class Ordered(Keyed):
                 f"a row with at={int(delta.at[bad])}, pos={int(delta.pos[bad])} was taken back that is not there: "
                 "expected a row that was inserted, not taken back since, and not before the horizon"
             )
-        out = delta.with_columns({**{n: delta.columns[n] for n in self.kept}, **self.columns_of(results)})
+        out = self.showing(delta.with_columns({n: delta.columns[n] for n in self.kept}), number, results)
         if len(fixes):
             out = concat([out, self._corrections(fixes)])
         if not new.all():
             self.drop(number[~new])
         return out
 
-    def _add(self, delta: Delta) -> Ints:
-        n = len(delta)
-        asked = dict.fromkeys(self.words, np.full(n, FRESH))
-        return self.cells.add(
-            {**{c: delta.columns[c] for c in self.kept}, **self.further(delta), AT: delta.at, POS: delta.pos, **asked},
-            n,
-        )
+    def showing(self, rows: Delta, number: Ints, words: Ints) -> Delta:
+        """What comes out for rows, which have the columns that are kept, that show these words."""
+        return rows.with_columns({**rows.columns, **self.columns_of(words)})
+
+    def _add(self, delta: Delta, slot: Ints) -> Ints:
+        columns = {n: delta.columns[n] for n in self.kept} | self.further(delta, slot)
+        asked = dict.fromkeys(self.words, np.full(len(delta), FRESH))
+        return self.cells.add({**columns, AT: delta.at, POS: delta.pos, **asked}, len(delta))
 
     def _corrections(self, fixes: Ints) -> Delta:
         """-old +new of rows that show something else now, unless that makes the same columns."""
         width = len(self.words)
         old, new = self.columns_of(fixes[:, 2 : 2 + width]), self.columns_of(fixes[:, 2 + width :])
-        other = np.zeros(len(fixes), np.bool_)
-        for name in old:
-            other |= ~same(old[name], new[name])
-        fixes = fixes[other]
+        fixes = fixes[np.logical_or.reduce([~same(old[name], new[name]) for name in old])]
         number, seq = np.repeat(fixes[:, 0], 2), np.repeat(fixes[:, 1], 2)
         rows = self.cells.take(number)
-        columns = {n: rows[n] for n in self.kept}
-        for name in old:
-            pairs: Array = np.empty(2 * len(fixes), old[name].dtype)
-            pairs[::2], pairs[1::2] = old[name][other], new[name][other]
-            columns[name] = pairs
-        return Delta(columns, np.tile(np.array([-1, 1]), len(fixes)), rows[AT], rows[POS], seq)
+        weight = np.tile(np.array([-1, 1]), len(fixes))
+        pairs = Delta({n: rows[n] for n in self.kept}, weight, rows[AT], rows[POS], seq)
+        return self.showing(pairs, number, fixes[:, 2:].reshape(-1, width))
 
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         out = super().apply(deltas, horizon)

@@ -173,6 +173,6 @@ class _Previous(Ordered):
         return fixes, bad
 
     def columns_of(self, words: Ints) -> Columns:
-        before = self.cells.take(words[:, 0])
-        made = {new: before[old] for new, old in self.chosen}
-        return made if self.at is None else {**made, self.at: since_when(before[AT])}
+        rows, before = self.cells.columns, words[:, 0]
+        made = {new: rows[old][before] for new, old in self.chosen}
+        return made if self.at is None else {**made, self.at: since_when(rows[AT][before])}

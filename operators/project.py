@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from operators.delta import (
@@ -25,15 +24,14 @@ from operators.delta import (
     POS,
     STRING,
     TIME,
-    Array,
     Delta,
     Schema,
     to_array,
     to_series,
+    without_idle,
 )
 from operators.expression import ExpressionError, check, columns, evaluate, fingerprint
 from operators.operator import DefinitionError, Maintained, Operator, known
-from operators.state import lexsort
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +101,7 @@ class Project(Operator):
             ),
             (project("yes"), [given]),
             (project("n", one=pl.lit(1)), [given]),
+            (project("name", n=pl.col("x"), x=pl.col("n"), x_twice=pl.col("x") + pl.col("x")), [given]),
         ]
 
 
@@ -114,45 +113,22 @@ def _typed(made: Mapping[str, pl.Expr], schema: Schema) -> dict[str, pl.Expr]:
 
 class _Projected(Maintained):
     def __init__(self, made: Mapping[str, pl.Expr], given: Schema, out: Schema) -> None:
-        self.needed = {n: given[n] for n in sorted({c for e in made.values() for c in columns(e)})}
-        self.made = _typed(made, out)
+        read = {n: columns(e) for n, e in made.items()}
+        self.copied = {n: c[0] for n, c in read.items() if len(c) == 1 and made[n].meta.eq(pl.col(c[0]))}
+        self.needed = {c: given[c] for c in sorted({c for n in made.keys() - self.copied.keys() for c in read[n]})}
+        self.made = _typed({n: e for n, e in made.items() if n not in self.copied}, out)
         self.out = out
         self.drops = bool(set(given) - (set(out) - set(made)))
 
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         delta = deltas[0]
-        found = dict(delta.columns)
+        found = {**delta.columns, **{n: delta.columns[c] for n, c in self.copied.items()}}
         if self.made:
             rows = [to_series(n, delta.columns[n], t) for n, t in self.needed.items()] or [pl.Series(POS, delta.pos)]
             frame = evaluate(pl.DataFrame(rows), self.made.values())
             found.update((n, to_array(frame[n])) for n in self.made)
         out = delta.with_columns({n: found[n] for n in self.out})
         return without_idle(out) if self.drops else out
-
-
-def without_idle(delta: Delta) -> Delta:
-    """The delta without those corrections that put a row in the place of an equal one."""
-    if not (delta.weight < 0).any():
-        return delta
-    causes = np.unique(delta.seq[delta.weight < 0])
-    nearest = np.minimum(np.searchsorted(causes, delta.seq), len(causes) - 1)
-    touched = np.flatnonzero(causes[nearest] == delta.seq)
-    some = delta.take(touched)
-    order = lexsort(some.seq, some.at, some.pos, some.weight)
-    old, new = order[:-1], order[1:]
-    pair = (some.weight[old] < 0) & (some.weight[new] > 0)
-    for a in (some.seq, some.at, some.pos, *some.columns.values()):
-        pair &= _same(a[old], a[new])
-    if not pair.any():
-        return delta
-    stays = np.ones(len(delta), np.bool_)
-    stays[touched[old[pair]]] = stays[touched[new[pair]]] = False
-    return delta.take(stays)
-
-
-def _same(a: Array, b: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    same: np.ndarray[Any, np.dtype[np.bool_]] = (a == b) if a.dtype != np.float64 else (a == b) | ((a != a) & (b != b))
-    return same.astype(np.bool_)
 
 
 def project(*names: str, **columns: pl.Expr) -> Project:

@@ -188,7 +188,7 @@ class _Runs(Ordered):
         self.entries.slab, fixes, bad = _follow(self.cells.columns["_word"], *rows)
         return fixes, bad
 
-    def further(self, delta: Delta) -> Columns:
+    def further(self, delta: Delta, slot: Ints) -> Columns:
         missing = np.logical_or.reduce([is_null(delta.columns[n]) for n in self.of])
         if self.plain:
             column = delta.columns[self.of[0]]

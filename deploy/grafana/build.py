@@ -255,6 +255,11 @@ ONE_VIEW = Dashboard(
                     "cps",
                 ),
                 Panel(
+                    "Suspect rows",
+                    "Rows that do not meet what is expected, or stand on such, of views that are marked (taint=True).",
+                    [(now("freshet_view_suspect_rows", VIEW), "{{view}}")],
+                ),
+                Panel(
                     "Keys of its steps",
                     "Keys that its operators hold. State grows with them, and so does the time to save it.",
                     [(now("freshet_step_keys", OF_VIEW), "{{step}}")],

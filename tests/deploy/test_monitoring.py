@@ -41,7 +41,7 @@ chargebacks = p.source(
 features = p.view(
     "features", payments, op.dedupe(by="tx", within="1d"), op.window(by="card", size="10m", n=op.count()),
     op.project("tx", "amount", "n"), target_lag="5s", warn_after="1m", error_after="10m",
-    expect=[op.between("amount", 0, 150)],
+    expect=[op.between("amount", 0, 150)], taint=True,
 )
 cards = p.view(
     "cards", payments, op.aggregate(by="card", n=op.count()), refresh=deferred(rows=200, mode="auto"),

@@ -22,7 +22,7 @@ from engine.cli import app
 from engine.learnt import Learnt, read, write
 from engine.replay import partitions
 from operators.expectation import Expectation, Severity
-from operators.learned import Bounds, Learned
+from operators.learned import EVERY, Bounds, Learned
 
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 SCHEMA = {"id": int, "at": pl.Datetime, "key": str, "x": float}
@@ -155,17 +155,23 @@ def test_each_statistic_is_what_polars_gives(tmp_path: Path) -> None:
 
     known = pl.col("x").is_not_null().cast(pl.Float64).rolling_mean_by("at", "6h").over("key")
     run = (pl.col("x").ne_missing(pl.col("x").shift()).fill_null(True).cum_sum()).over("key")
+    apart = pl.lit(0.0)
+    for low, high in ((-9, -0.5), (-0.5, 0.5), (0.5, 9)):
+        name = f"in {low}"
+        rows = rows.with_columns(((pl.col("x") >= low) & (pl.col("x") < high)).alias(name))
+        apart += (rolled(name, "6h") - rolled(name, "2d")).abs()
     wanted = [
         (op.usual("x", by="key"), pl.col("x")),
         (op.jump("x", by="key"), (pl.col("x") - pl.col("x").shift().over("key")).abs()),
         (op.null_ratio("x", by="key", within="6h"), 1 - known),
         (op.default_ratio("x", 0.0, by="key", within="6h"), rolled("zero", "6h")),
         (op.level("x", by="key", within="6h", against="2d"), rolled("x", "6h") - rolled("x", "2d")),
+        (op.shape("x", [-0.5, 0.5], by="key", within="6h", against="2d"), apart / 2),
         (op.stuck("x", by="key"), pl.when(pl.col("x").is_not_null()).then(pl.col("_n")).otherwise(0)),
     ]
     rows = rows.with_columns(_run=run).with_columns(_n=pl.int_range(1, pl.len() + 1).over("key", "_run"))
     for e, sql in wanted:
-        limit = 1.5 if e.name == "stuck(x)" else 0.3 if "ratio" in e.name else 0.7
+        limit = 1.5 if e.name == "stuck(x)" else 0.3 if "ratio" in e.name or "shape" in e.name else 0.7
         met = e.learnt(Bounds({}, (-limit, limit)))
         value = rows.with_columns(_value=sql)
         failing = value.filter((pl.col("_value") > limit) | ((pl.col("_value") < -limit) & e.both)).sort("at", "key")
@@ -180,6 +186,78 @@ def test_each_statistic_is_what_polars_gives(tmp_path: Path) -> None:
 def read_of(e: Learned) -> Learnt:
     assert e.bounds is not None
     return Learnt(e.asked, e.bounds)
+
+
+def slow(rows: list[tuple[str, int, str | None]], short: int, long: int) -> list[tuple[float | None, float, float]]:
+    """For rows (key, hour, value), in order: the share of new values, of distinct ones, and how shares are apart."""
+    new, first, told = list[bool](), list[bool](), list[tuple[float | None, float, float]]()
+    for i, (key, hour, value) in enumerate(rows):
+        mine = [j for j in range(max(0, i - 400), i + 1) if rows[j][0] == key and rows[j][1] > hour - long]
+        near = [j for j in mine if rows[j][1] > hour - short]
+        alike = [j for j in mine if rows[j][2] == value]
+        new.append(all(j in near for j in alike))
+        first.append(sum(j in alike for j in near) == 1)
+        apart = 0.0
+        for which in (["u"], ["v"], ["w", "x"]):
+            shares = [
+                sum(rows[j][2] in which for j in some) / max(1, sum(rows[j][2] is not None for j in some))
+                for some in (near, mine)
+            ]
+            apart += abs(shares[0] - shares[1]) / 2
+        share = sum(new[j] for j in near) / len(near)
+        told.append((share if len(mine) >= 2 * len(near) else None, sum(first[j] for j in near) / len(near), apart))
+    return told
+
+
+def test_categories_are_what_the_slow_twin_gives(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    n = 300
+    given = pl.DataFrame(
+        {
+            "id": range(n),
+            "at": [START + timedelta(hours=i // 2) for i in range(n)],
+            "key": ["a", "b"] * (n // 2),
+            "c": rng.choice(np.array(["u", "v", "w", "x", None]), n, p=[0.5, 0.3, 0.1, 0.04, 0.06]),
+        }
+    )
+    hours = [i // 2 for i in range(n)]
+    wanted = slow(list(zip(given["key"], hours, given["c"], strict=True)), 6, 24)
+    durations = {"within": "6h", "against": "1d"}
+    for at, e, low, high in (
+        (0, op.new_ratio("c", by="key", **durations), -1.0, 0.1),
+        (1, op.distinct_ratio("c", by="key", within="6h"), 0.4, 0.8),
+        (2, op.categories("c", ["u", "v"], by="key", **durations), -1.0, 0.25),
+    ):
+        path = tmp_path / f"{at}.json"
+        write(path, {f"s: {e.name}": read_of(e.learnt(Bounds({}, (low, high))))}, Q, None)
+        p = Pipeline("p", learned=path)
+        schema = {"id": int, "at": pl.Datetime, "key": str, "c": str}
+        p.source("s", key="id", at="at", schema=schema, expect=[replace(e, severity="quarantine")])
+        ids = [
+            i
+            for i, w in enumerate(wanted)
+            if (v := w[at]) is not None and (v > high + 1e-9 or (e.both and v < low - 1e-9))
+        ]
+        assert sorted(p.replay({"s": given})["s.quarantine"]["id"]) == ids
+        assert 5 < len(ids) < n - 5
+
+
+def test_while_a_key_is_new_its_longer_window_teaches_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(10)
+    x = rng.normal(size=(100 * 24, 2))
+    x[:24] *= 100
+    e = op.level("x", by="key", within="1d", against="10d")
+    assert bounds(learnt(tmp_path / "a.json", frame(x), e)).rest[1] < 5
+    assert bounds(learnt(tmp_path / "b.json", frame(x), replace(e, warm=0))).rest[1] > 10
+
+
+def test_a_share_that_may_be_anything_has_no_bound(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    x = np.where(rng.random((100, 1, 2)) < rng.random((100, 1, 2)), np.nan, np.zeros((100, 24, 2))).reshape(-1, 2)
+    e = op.null_ratio("x", by="key", within="1d")
+    p = learnt(tmp_path / "learned.json", frame(x), e)
+    assert bounds(p) == Bounds({"a": EVERY, "b": EVERY}, EVERY)
+    assert p.replay(frame(np.full((48, 2), np.nan)))["v"].height == 96
 
 
 def test_only_rows_before_until_count(tmp_path: Path) -> None:
@@ -241,6 +319,9 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: op.level("x", by="key", within="1d", against="1d"), "level: 'x' within '1d' against '1d'; expected a"),
     (lambda f: op.null_ratio("x", by="key", within="0s"), "null_ratio: within is '0s'; expected more than 0"),
     (lambda f: op.default_ratio("x", None, by="key", within="1d"), "default_ratio: the value of 'x' is None; expected"),
+    (lambda f: op.shape("x", [2, 1], by="key", within="1d", against="7d"), "shape: the edges of 'x' are [2, 1]; "),
+    (lambda f: op.shape("x", [1], by="key", within="1d", against="1d"), "shape: 'x' within '1d' against '1d'; "),
+    (lambda f: op.categories("x", "ab", by="key", within="1d", against="7d"), "categories: the values of 'x' are 'ab'"),
     (lambda f: calibrate(pipeline(f), []), "pipeline 'p' has no learned expectation; declare one, such as op.stuck("),
     (lambda f: calibrate(pipeline(f, op.usual("x", by="key")), [], 0), "the budget is 0; expected more than 0"),
     (lambda f: learnt(f, frame(np.zeros((240, 2))), op.usual("x", by="key")),
@@ -284,7 +365,12 @@ def test_the_command_finds_bounds_without_which_a_run_is_refused(tmp_path: Path)
     refused = CliRunner().invoke(app, run)
     assert refused.exit_code == 2
     assert f"find them with freshet calibrate {tmp_path}" in " ".join(refused.output.split())
-    assert CliRunner().invoke(app, ["check", str(tmp_path)]).exit_code == 0
+    checked = CliRunner().invoke(app, ["check", str(tmp_path)])
+    assert checked.exit_code == 0
+    assert "expects jump(x): warn, its bounds not learnt yet" in checked.output
+    wrong = CliRunner().invoke(app, ["calibrate", str(tmp_path), "--until", "soon"])
+    assert wrong.exit_code == 2
+    assert "--until is 'soon': expected a time" in wrong.output
     done = CliRunner().invoke(app, ["calibrate", str(tmp_path), "--until", "2024-02-09", "--budget", "0.01"])
     assert done.exit_code == 0, done.output
     assert "jump(x)" in done.output

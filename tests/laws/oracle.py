@@ -119,6 +119,7 @@ def project(case: Case) -> str:
         f"{hour} AS hour, x * (1.0::DOUBLE / 3) AS third, n > 0 AS both, _at, _pos FROM r0",
         "SELECT yes, _at, _pos FROM r0",
         "SELECT n, 1 AS one, _at, _pos FROM r0",
+        "SELECT name, x AS n, n AS x, x + x AS x_twice, _at, _pos FROM r0",
     )
 
 
@@ -223,6 +224,21 @@ def runs(case: Case) -> str:
 
 
 @query
+def silence(case: Case) -> str:
+    op: Any = case.operator
+    keys = ", ".join(f'"{n}"' for n in op.by)
+    when = ""
+    for key, after in op.after:
+        values = key if isinstance(key, tuple) else (key,)
+        same = " AND ".join(f'"{n}" = {_literal(v, "")}' for n, v in zip(op.by, values, strict=True))
+        when += f" WHEN {same} THEN {after}"
+    each = f"CASE{when} ELSE {op.default} END" if when else op.default
+    last = f"SELECT *, lead(_at) OVER (PARTITION BY {keys} ORDER BY _at, _pos) AS until, {each} AS d FROM r0"
+    return f"""SELECT {keys}, _at AS since, until, _at + d AS _at, _pos FROM ({last})
+        WHERE until - _at > d OR (until IS NULL AND _at + d < (SELECT max(now) FROM r1))"""
+
+
+@query
 def latest(case: Case) -> str:
     op: Any = case.operator
     newness = "_pos" if op.order == "position" else "(_at, _pos)"
@@ -275,4 +291,9 @@ def aggregate(case: Case) -> str:
     keys = ", ".join(f'b."{n}"' for n in op.by)
     made = ", ".join(f'{_reduced(r, case.schemas[0], "true")} AS "{n}"' for n, r in op.reductions)
     last = "arg_max(b._pos, (b._at, b._pos)) AS _pos"
-    return f"SELECT {keys}, {made}, max(b._at) AS _at, {last} FROM r0 b GROUP BY {keys}"
+    if op.aside is None:
+        return f"SELECT {keys}, {made}, max(b._at) AS _at, {last} FROM r0 b GROUP BY {keys}"
+    same = " AND ".join(f'a."{n}" IS NOT DISTINCT FROM b."{n}"' for n in op.by)
+    having = f'EXISTS (FROM r0 a WHERE a."{op.aside}" AND {same}) AS "{op.aside}"'
+    rows = f'(FROM r0 WHERE "{op.aside}" IS NOT TRUE)'
+    return f"SELECT {keys}, {made}, {having}, max(b._at) AS _at, {last} FROM {rows} b GROUP BY {keys}"

@@ -28,7 +28,7 @@ def test_every_operator_has_samples_and_an_oracle(operator: type[operators.opera
     assert len(samples) >= 2, f"{operator.__name__}.samples() gives {len(samples)} instances; expected at least 2"
     for i, (instance, schemas) in enumerate(samples):
         assert isinstance(instance, operator)
-        assert len(schemas) == 1 + len(instance.others)
+        assert len(schemas) == 1 + len(instance.others) + instance.timed
         assert not instance.keys or len(instance.keys) == len(schemas)
         query_of(Case(instance, schemas, i))
 
