@@ -264,6 +264,17 @@ def test_a_late_row_takes_a_silence_back(tmp_path: Path) -> None:
     assert [(r["weight"], r["patient"], r["until"]) for r in lines] == [(1, "p1", None), (-1, "p1", None)]
 
 
+def test_what_is_forgotten_is_not_silent(rows: list[tuple[str, float]], tmp_path: Path) -> None:
+    folder = project(tmp_path / "ward", "erasable=True, ")
+    write(folder, "a", rows[:300])
+    now = reached(run(folder, tmp_path, shards=3))
+    where = ("--shards", 3, "--out", tmp_path / "out", "--state", tmp_path / "state")
+    done = freshet("forget", folder, "patient=p1", *where, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert {r for r in silences(rows[:300], now) if r[0] == "p1"}
+    assert holds(tmp_path / "out", "quiet") == {r for r in silences(rows[:300], now) if r[0] != "p1"}
+
+
 def test_rows_of_a_deferred_view_are_as_old_as_its_refresh(folder: Path, tmp_path: Path) -> None:
     p = cards(folder)
     at = [NOON + timedelta(minutes=m) for m in range(0, 190, 5)]
