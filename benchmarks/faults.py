@@ -26,7 +26,7 @@ from engine.learnt import write
 from engine.merge import Merge
 from engine.plan import rank
 from engine.replay import changes, partitions
-from operators.delta import TIME
+from operators.delta import TIME, to_series
 from operators.expectation import Judge
 
 KINDS = {
@@ -49,6 +49,8 @@ UNITS: dict[str, Callable[[pl.Expr], pl.Expr]] = {
 
 KNOWN = {("EWR", datetime(2013, 2, 12, tzinfo=timezone.utc)), ("EWR", datetime(2013, 2, 13, tzinfo=timezone.utc))}
 """Station-days with a fault of the record: a wind of 1,048 miles an hour, and the day that still has it in a window."""
+
+SILENCE = "silence"
 
 MIDDLE = datetime(2013, 7, 1, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
@@ -88,14 +90,14 @@ FAULTS: dict[str, Fault] = {
 
 def declared(learned: Path, columns: Sequence[str] = tuple(KINDS)) -> Pipeline:
     """The weather with everything learned of these columns."""
-    p = Pipeline("faults", learned=learned)
-    p.source(
+    p, gap = Pipeline("faults", learned=learned), op.jump("observed", by="origin")
+    observations = p.source(
         "weather",
         key=["origin", "observed"],
         at="observed",
         schema={"origin": str, "observed": pl.Datetime, **dict.fromkeys(KINDS, float)},
         expect=[
-            op.jump("observed", by="origin"),
+            gap,
             *(
                 e
                 for c in columns
@@ -110,6 +112,7 @@ def declared(learned: Path, columns: Sequence[str] = tuple(KINDS)) -> Pipeline:
             ),
         ],
     )
+    p.view(SILENCE, observations, op.silence(by="origin", **p.gaps(observations, gap)))
     return p
 
 
@@ -123,7 +126,7 @@ def learnt(rows: pl.DataFrame, folder: Path, columns: Sequence[str] = tuple(KIND
 
 
 def alarms(p: Pipeline, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows that do not meet an expectation: expectation, origin, observed."""
+    """The rows that do not meet an expectation, and when a station fell silent: expectation, origin, observed."""
     told = p.expected["weather"]
     judge, found = Judge(told.expectations, told.schema), list[pl.DataFrame]()
     for batch in changes(p, Merge(partitions(p, {"weather": rows}), rank(p), 4000)):
@@ -132,7 +135,10 @@ def alarms(p: Pipeline, rows: pl.DataFrame) -> pl.DataFrame:
         for e, failing in zip(told.expectations, judge(delta), strict=True):
             some = frame.filter(pl.Series(failing & (delta.weight > 0)))
             found.append(some.select(pl.lit(e.name).alias("expectation"), "origin", "observed"))
-    return pl.concat(found)
+        silent = batch.deltas[SILENCE]
+        begun = silent.frame({"origin": pl.String()}).with_columns(to_series("observed", silent.at, TIME))
+        found.append(begun.select(pl.lit(SILENCE).alias("expectation"), "origin", "observed"))
+    return pl.concat(found).unique(maintain_order=True)
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ def false_alarms(p: Pipeline, rows: pl.DataFrame, begin: datetime, end: datetime
     known = pl.col("day").is_in([{"origin": o, "day": d} for o, d in KNOWN])
     days = rows.filter(inside).select(day).unique().filter(~known).height
     failing = alarms(p, rows).filter(inside).select("expectation", day).unique().filter(~known)
-    names = pl.DataFrame({"expectation": [e.name for e in p.expected["weather"].expectations]})
+    names = pl.DataFrame({"expectation": [SILENCE, *(e.name for e in p.expected["weather"].expectations)]})
     counts = failing.group_by("expectation").agg(alarms=pl.len())
     return names.join(counts, on="expectation", how="left").select(
         "expectation", days=days, alarms=pl.col("alarms").fill_null(0)
@@ -259,7 +265,7 @@ The columns are {kinds}.
 {head}
 {chr(10).join(lines)}
 
-A stopped feed, of all columns: {cell(stopped)}, when it goes on (`jump(observed)`).
+A stopped feed, of all columns: {cell(stopped)}, by `op.silence` after the gaps that `jump(observed)` has learnt.
 
 The wind of 1,048 miles an hour at Newark is {caught}.
 Visibility stays at 10 miles for up to 313 hours; `stuck(visib)` fails in {longest} hours of the year.

@@ -20,10 +20,10 @@ of history, left out, and told. Where too little is no better each side has half
 that the statistic can pass, as of a share that may be anything, there is none, and the table shows so.
 
 A key with fewer than `DAYS` days has no bounds of its own; such keys share those found for all of them together, or,
-where there are none, for all keys, and so do keys that are not known yet. A key with fewer than `TOLD` peaks has at
-least the shared bound on that side. Where common values of a column have bounds of their own (`stuck`), those
-are values that a `COMMON` share of the rows of a key have, and the budget of the key is divided equally among them and
-the rest. A key teaches nothing before its longest window is full (`Learned.warm`).
+where there are none, for all keys, and so do keys that are not known yet. A bound learnt from fewer than `TOLD` peaks
+is at least as far above its threshold as the shared one. Where common values of a column have bounds of their own
+(`stuck`), those are values that a `COMMON` share of the rows of a key have, and the budget of the key is divided
+equally among them and the rest. A key teaches nothing before its longest window is full (`Learned.warm`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from engine.plan import due, rank
 from engine.replay import changes
 from operators.delta import BEGINNING, Delta, to_series
 from operators.expression import columns, evaluate
-from operators.learned import Bounds, Learned, Range
+from operators.learned import Learned, Range, Ranges
 from operators.operator import DefinitionError
 
 DAYS, TOLD, ALONE, COMMON = 60, 5, 5.0, 0.2
@@ -91,7 +91,7 @@ def calibrate(
         told_of = _found(_warm(_together(days), e), e, budget, of)
         table += [Calibrated(name, expectation, *one) for one in told_of]
         groups = {group: bounds for group, bounds, _, _ in told_of if group is not None}
-        found[of] = Learnt(e.asked, Bounds(groups, next(b for group, b, _, _ in told_of if group is None)))
+        found[of] = Learnt(e.asked, Ranges(groups, next(b for group, b, _, _ in told_of if group is None)))
     return table, found
 
 
@@ -136,39 +136,37 @@ def _found(days: pl.DataFrame, e: Learned, budget: float, what: str) -> list[_Fo
     others = days.join(own, on=["_key", "_group"], how="anti")
     rest = others if others["_day"].n_unique() >= DAYS // 2 else days
     rest = rest.group_by("_key", "_day").agg(pl.col("_least").min(), pl.col("_most").max())
-    shared, seen, beyond = _range(rest, e, budget / (max(parts.values(), default=0) + 1 if several else 1), None)
+    shared, about = _range(rest, e, budget / (max(parts.values(), default=0) + 1 if several else 1))
     found: list[_Found] = []
     for key, group in own.select("_key", "_group").sort("_key", "_group").iter_rows():
         mine = days.filter((pl.col("_key") == key) & (pl.col("_group") == group))
-        found.append((group, *_range(mine, e, budget / (parts[key] + several), shared)))
-    return [*found, (None, shared, seen, beyond)]
+        found.append((group, *_range(mine, e, budget / (parts[key] + several), shared)[1]))
+    return [*found, (None, *about)]
 
 
-def _range(days: pl.DataFrame, e: Learned, q: float, shared: Range | None) -> tuple[Range, int, int]:
-    """The bounds of some days, how many days these are, and on how many of them something was beyond.
+def _range(
+    days: pl.DataFrame, e: Learned, q: float, shared: Sequence[float] = (0.0, 0.0)
+) -> tuple[list[float], tuple[Range, int, int]]:
+    """How far the bound is above the threshold, on the lower and the upper side; and the bounds of these days, how many
+    days they are, and on how many of them something was beyond.
 
-    shared: what holds at least where these days do not tell enough.
+    shared: how far above it is at least where these days do not tell enough.
     """
     days = days.sort("_key", "_day")
     alone = (days["_day"].diff() != 1) | (days["_key"] != days["_key"].shift())
-    run, least, most = (
-        alone.fill_null(True).cum_sum().cast(pl.UInt32).to_numpy(),
-        days["_least"].to_numpy(),
-        days["_most"].to_numpy(),
-    )
-    bounds = [math.inf, math.inf]
+    run, least, most = alone.fill_null(True).cum_sum().to_numpy(), days["_least"].to_numpy(), days["_most"].to_numpy()
+    bounds, above = [math.inf, math.inf], [0.0, 0.0]
     for side, maxima in enumerate((-least, most)):
         if side or e.both:
-            bounds[side], peaks = upper(maxima, run, q / 2 if e.both else q)
-            if shared is not None and peaks < TOLD:
-                bounds[side] = max(bounds[side], shared[1] if side else -shared[0])
+            u, above[side], peaks = upper(maxima, run, q / 2 if e.both else q)
+            bounds[side] = u + (above[side] if peaks >= TOLD else max(above[side], shared[side]))
     low, high = -outward(bounds[0]), outward(bounds[1])
     low, high = (low if low > e.span[0] else -math.inf), (high if high < e.span[1] else math.inf)
-    return (low, high), len(days), int(((most > high) | (least < low)).sum())
+    return above, ((low, high), len(days), int(((most > high) | (least < low)).sum()))
 
 
-def upper(maxima: NDArray[np.float64], run: NDArray[np.uint32], q: float) -> tuple[float, int]:
-    """What a daily maximum is beyond with probability q, and of how many peaks that is learnt; see the text above.
+def upper(maxima: NDArray[np.float64], run: NDArray[np.uint32], q: float) -> tuple[float, float, int]:
+    """The threshold, how far above it a daily maximum is with probability q, and from how many peaks that is learnt.
 
     run: days that follow one another have the same number.
     """
@@ -176,7 +174,7 @@ def upper(maxima: NDArray[np.float64], run: NDArray[np.uint32], q: float) -> tup
     u = float(np.sort(maxima)[::-1][min(max(10, n // 10), n - 1)])
     above = np.flatnonzero(maxima > u)
     if not len(above):
-        return u, 0
+        return u, 0.0, 0
     begins = np.flatnonzero(np.r_[True, (np.diff(above) > 1) | (np.diff(run[above]) != 0)])
     peaks = np.sort(np.maximum.reduceat(maxima[above], begins) - u)[::-1]
     faults = 0
@@ -184,7 +182,7 @@ def upper(maxima: NDArray[np.float64], run: NDArray[np.uint32], q: float) -> tup
         faults += 1
     peaks = peaks[faults:]
     scale = float(peaks.mean()) * (1 + 1.645 / math.sqrt(len(peaks)))
-    return u + max(float(peaks[0]), scale * max(0.0, math.log(len(above) / (n * q)))), len(peaks)
+    return u, max(float(peaks[0]), scale * max(0.0, math.log(len(above) / (n * q)))), len(peaks)
 
 
 def outward(bound: float) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from operators.learned import Bounds, Range, range_of, told
+from operators.learned import Range, Ranges, range_of, told
 from operators.operator import DefinitionError
 
 
@@ -23,7 +23,7 @@ class Learnt:
     """What was learnt for one expectation, and for which statistic."""
 
     asked: str
-    bounds: Bounds
+    bounds: Ranges
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, Learnt]:
         return {
             name: Learnt(
                 one["asked"],
-                Bounds(
+                Ranges(
                     {group: range_of(r, f"{name}, {group}") for group, r in one["groups"].items()},
                     range_of(one["every other"], name),
                 ),

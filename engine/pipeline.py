@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,15 +31,16 @@ from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from engine.taint import SUSPECT, Marked, judged, live, marked, taken
-from operators.delta import AT, BOOL, POS, TIME, Schema, type_of
+from operators.delta import AT, BOOL, INT, POS, STRING, TIME, Schema, type_of
 from operators.expectation import REASON, Expectation, chain, expected, met, quarantined, reason
 from operators.latest import latest
-from operators.learned import Learned
+from operators.learned import EVERY, Learned, Ranges
 from operators.operator import CLOCK, DefinitionError, Operator, as_names, fit_as_key, known, microseconds
 from operators.project import project
 from operators.where import where
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NEVER = timedelta(days=36_500)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -392,6 +394,32 @@ class Pipeline(Graph):
                 "in expect=[op.not_null('a', severity='quarantine')]"
             )
         return found
+
+    def gaps(self, relation: Relation, expectation: Learned) -> dict[str, Any]:
+        """How long is no silence, as learnt: `op.silence(by="meter", **p.gaps(readings, gap))`, where the rows of
+        `readings` are expected to meet `gap = op.jump("at", by="meter")`, the time since the row before.
+
+        Until it is learnt, without which no run begins, nothing is silent. Raises `DefinitionError` when the relation
+        is not expected to meet it, or its key is not one column of texts or integers.
+        """
+        mine = self._mine(relation, "gaps: the relation")
+        told = self.expected.get(mine.name)
+        found = next((e for e in (told.expectations if told else ()) if e.name == expectation.name), None)
+        if not isinstance(found, Learned) or found.asked != expectation.asked:
+            raise DefinitionError(
+                f"gaps: {mine.name!r} is not expected to meet {expectation.name}; expected that which was declared "
+                "there with expect=[...]"
+            )
+        if len(found.by) > 1 or mine.schema[found.by[0]] not in (STRING, INT):
+            raise DefinitionError(
+                f"gaps: the key of {found.name} is {', '.join(found.by)}; expected one column of texts or integers"
+            )
+        kind = int if mine.schema[found.by[0]] == INT else str
+        learnt = found.bounds or Ranges({}, EVERY)
+        longest = {group: most for group, (_, most) in learnt.groups.items() if group != "null"}
+        after = {kind(group): timedelta(microseconds=most) for group, most in longest.items() if isfinite(most)}
+        most = learnt.rest[1]
+        return {"after": after, "default": timedelta(microseconds=most) if isfinite(most) else _NEVER}
 
     def view(
         self,

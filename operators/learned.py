@@ -48,7 +48,7 @@ SHARE: Range = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Ranges:
     """What was learnt: by group (see `Learned.group`) a range, and one for all groups that are not named."""
 
     groups: Mapping[str, Range]
@@ -71,7 +71,7 @@ class Learned(Expectation):
     of: str | None = None
     span: Range = EVERY
     warm: int = 0
-    bounds: Bounds | None = None
+    bounds: Ranges | None = None
     met: pl.Expr = field(default_factory=lambda: pl.lit(True))
 
     def fit(self, schema: Schema) -> None:
@@ -94,13 +94,13 @@ class Learned(Expectation):
         told = f"{columns(self.statistic)} {self.by} {self.of} {self.both}"
         return sha256(told.encode()).hexdigest()[:12]
 
-    def learnt(self, bounds: Bounds) -> Learned:
+    def learnt(self, bounds: Ranges) -> Learned:
         """The same with these bounds."""
         low, high = (self._bound(bounds, side) for side in (0, 1))
         met = self.statistic <= high
         return replace(self, bounds=bounds, met=met & (self.statistic >= low) if self.both else met)
 
-    def _bound(self, bounds: Bounds, side: int) -> pl.Expr:
+    def _bound(self, bounds: Ranges, side: int) -> pl.Expr:
         rest = bounds.rest[side]
         if not bounds.groups:
             return pl.lit(rest)

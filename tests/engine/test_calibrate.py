@@ -1,4 +1,4 @@
-"""Bounds learnt from history: the budget holds on days that taught nothing, a fault of history does not widen them; and
+"""Ranges learnt from history: the budget holds on days that taught nothing, a fault of history does not widen them; and
 what is learnt is kept, read, outlives no definition, and is asked for before a run."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.cli import app
 from engine.learnt import Learnt, read, write
 from engine.replay import partitions
 from operators.expectation import Expectation, Severity
-from operators.learned import EVERY, Bounds, Learned
+from operators.learned import EVERY, Learned, Ranges
 
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 SCHEMA = {"id": int, "at": pl.Datetime, "key": str, "x": float}
@@ -50,7 +50,7 @@ def learnt(path: Path, given: dict[str, pl.DataFrame], *expect: Expectation, unt
     return pipeline(path, *expect)
 
 
-def bounds(p: Pipeline) -> Bounds:
+def bounds(p: Pipeline) -> Ranges:
     (one,) = p.expected["s"].expectations
     assert isinstance(one, Learned)
     assert one.bounds is not None
@@ -70,7 +70,8 @@ def test_the_budget_holds_on_days_that_taught_nothing_and_is_used(draw: str, n: 
     new = np.sort(getattr(rng, draw)(size=200_000))
     best = np.quantile(new, 1 - Q)
     for _ in range(200):
-        bound, peaks = upper(getattr(rng, draw)(size=n), days(n), Q)
+        u, above, peaks = upper(getattr(rng, draw)(size=n), days(n), Q)
+        bound = u + above
         assert peaks >= 9
         rates.append(1 - np.searchsorted(new, bound, "right") / len(new))
         widths.append((bound - np.median(new)) / (best - np.median(new)))
@@ -81,23 +82,24 @@ def test_the_budget_holds_on_days_that_taught_nothing_and_is_used(draw: str, n: 
 def test_an_episode_of_days_counts_as_one_peak() -> None:
     rng = np.random.default_rng(1)
     episodes = np.repeat(rng.exponential(size=120), 3)
-    together, peaks = upper(episodes, np.zeros(360, int), Q)
-    apart, many = upper(episodes, days(360), Q)
+    u, together, peaks = upper(episodes, np.zeros(360, int), Q)
+    same, apart, many = upper(episodes, days(360), Q)
     assert peaks < many == 36
+    assert u == same
     assert together > apart, "less is known of fewer"
 
 
 def test_a_fault_of_history_that_stands_alone_is_left_out_and_two_alike_are_not() -> None:
     usual = np.random.default_rng(2).exponential(size=180)
-    expected, _ = upper(usual, days(180), Q)
+    expected = sum(upper(usual, days(180), Q)[:2])
     for faults, left_out in (([1048.0], True), ([1048.0, 1040.0], False)):
-        bound, _ = upper(np.r_[usual, faults], days(180 + len(faults)), Q)
+        bound = sum(upper(np.r_[usual, faults], days(180 + len(faults)), Q)[:2])
         assert (bound < 2 * expected) == left_out
         assert (bound >= 1048) == (not left_out)
 
 
 def test_what_never_changed_has_its_value_as_bound() -> None:
-    assert upper(np.zeros(100), days(100), Q) == (0.0, 0)
+    assert upper(np.zeros(100), days(100), Q) == (0.0, 0.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_each_statistic_is_what_polars_gives(tmp_path: Path) -> None:
     rows = rows.with_columns(_run=run).with_columns(_n=pl.int_range(1, pl.len() + 1).over("key", "_run"))
     for e, sql in wanted:
         limit = 1.5 if e.name == "stuck(x)" else 0.3 if "ratio" in e.name or "shape" in e.name else 0.7
-        met = e.learnt(Bounds({}, (-limit, limit)))
+        met = e.learnt(Ranges({}, (-limit, limit)))
         value = rows.with_columns(_value=sql)
         failing = value.filter((pl.col("_value") > limit) | ((pl.col("_value") < -limit) & e.both)).sort("at", "key")
         path = tmp_path / f"{e.name}.json"
@@ -229,7 +231,7 @@ def test_categories_are_what_the_slow_twin_gives(tmp_path: Path) -> None:
         (2, op.categories("c", ["u", "v"], by="key", **durations), -1.0, 0.25),
     ):
         path = tmp_path / f"{at}.json"
-        write(path, {f"s: {e.name}": read_of(e.learnt(Bounds({}, (low, high))))}, Q, None)
+        write(path, {f"s: {e.name}": read_of(e.learnt(Ranges({}, (low, high))))}, Q, None)
         p = Pipeline("p", learned=path)
         schema = {"id": int, "at": pl.Datetime, "key": str, "c": str}
         p.source("s", key="id", at="at", schema=schema, expect=[replace(e, severity="quarantine")])
@@ -256,8 +258,42 @@ def test_a_share_that_may_be_anything_has_no_bound(tmp_path: Path) -> None:
     x = np.where(rng.random((100, 1, 2)) < rng.random((100, 1, 2)), np.nan, np.zeros((100, 24, 2))).reshape(-1, 2)
     e = op.null_ratio("x", by="key", within="1d")
     p = learnt(tmp_path / "learned.json", frame(x), e)
-    assert bounds(p) == Bounds({"a": EVERY, "b": EVERY}, EVERY)
+    assert bounds(p) == Ranges({"a": EVERY, "b": EVERY}, EVERY)
     assert p.replay(frame(np.full((48, 2), np.nan)))["v"].height == 96
+
+
+def test_how_long_is_no_silence_is_learnt_by_key(tmp_path: Path) -> None:
+    path, gap = tmp_path / "learned.json", op.jump("at", by="key")
+
+    def declare() -> Pipeline:
+        p = Pipeline("p", learned=path)
+        s = p.source("s", key="id", at="at", schema=SCHEMA, expect=[gap])
+        p.view("silent", s, op.silence(by="key", **p.gaps(s, gap)))
+        return p
+
+    def rows(hours: dict[str, list[int]]) -> dict[str, pl.DataFrame]:
+        found = sorted((h, k) for k, some in hours.items() for h in some)
+        at = [START + timedelta(hours=h) for h, _ in found]
+        return {"s": pl.DataFrame({"id": range(len(at)), "at": at, "key": [k for _, k in found], "x": 0.0})}
+
+    rng = np.random.default_rng(12)
+    history = {k: np.cumsum(rng.integers(1, most, 1000)).tolist() for k, most in (("a", 4), ("b", 12))}
+    p = declare()
+    write(path, calibrate(p, partitions(p, rows(history)))[1], Q, None)
+    p = declare()
+    found = p.gaps(p.sources["s"], gap)
+    assert timedelta(hours=3) <= found["after"]["a"] < timedelta(hours=8)
+    assert timedelta(hours=11) <= found["after"]["b"] < timedelta(hours=20)
+    got = p.replay(rows({"a": [0, 9], "b": [0, 9], "new": [0, 9, 10], "z": [40]}))["silent"]
+    assert sorted((r["key"], r["since"].hour, r["until"] is None) for r in got.to_dicts()) == [
+        ("a", 0, False),
+        ("a", 9, True),
+        ("b", 9, True),
+        ("new", 10, True),
+    ]
+    other = op.jump("x", by="key")
+    with pytest.raises(DefinitionError, match=r"gaps: 's' is not expected to meet jump\(x\); expected that which was"):
+        p.gaps(p.sources["s"], other)
 
 
 def test_only_rows_before_until_count(tmp_path: Path) -> None:
@@ -274,7 +310,7 @@ def test_what_was_learnt_of_another_definition_is_nothing(tmp_path: Path) -> Non
     level = op.level("x", by="key", within="1d", against="7d")
     before = learnt(path, frame(x), level)
     assert before.replay(frame(x[:1]))["v"].height == 2
-    assert bounds(before) == Bounds({}, (0.0, 0.0))
+    assert bounds(before) == Ranges({}, (0.0, 0.0))
     for other in (
         op.level("x", by="key", within="2d", against="7d"),
         op.usual("x", by="key", name="level(x)"),
@@ -294,7 +330,7 @@ def test_bounds_are_part_of_the_definition_only_where_rows_are_put_aside(tmp_pat
     severities: tuple[Severity, ...] = ("warn", "quarantine")
     for severity in severities:
         for high in (1.0, 2.0):
-            write(path, {"s: usual(x)": read_of(e.learnt(Bounds({}, (0.0, high))))}, Q, None)
+            write(path, {"s: usual(x)": read_of(e.learnt(Ranges({}, (0.0, high))))}, Q, None)
             definitions.append(pipeline(path, replace(e, severity=severity)).definition())
     warn, same, aside, other = definitions
     assert warn == same
@@ -303,7 +339,7 @@ def test_bounds_are_part_of_the_definition_only_where_rows_are_put_aside(tmp_pat
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path, e = tmp_path / "learned.json", op.usual("x", by="key")
-    given = Bounds({"b": (-1.5, float("inf")), "a": (0.0, 2.0)}, (-float("inf"), 3.0))
+    given = Ranges({"b": (-1.5, float("inf")), "a": (0.0, 2.0)}, (-float("inf"), 3.0))
     write(path, {"s: usual(x)": read_of(e.learnt(given))}, Q, "2024-03-01")
     assert read(path)["s: usual(x)"].bounds == given
     text = path.read_text()
