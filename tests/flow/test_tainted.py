@@ -154,11 +154,11 @@ def test_what_is_counted(base: Base) -> None:
     assert exported == {name: v["suspect"] for name, v in views.items() if v["suspect"] is not None}
 
 
-@pytest.mark.parametrize("given", [{"workers": 2, "shards": 3}, {"batch_rows": 17}, {"refresh": ["mode"]}], ids=str)
-def test_how_it_is_run_does_not_show(given: dict[str, Any], folder: Path, base: Base, tmp_path: Path) -> None:
-    if "refresh" in given:
-        given = {"refresh": ["busy=deferred(every='2m', rows=40, mode='full')"]}
-    run_here(cards(folder), folder, tmp_path / "out", tmp_path / "state", **given)
+@pytest.mark.parametrize("mode", ["incremental", "full"])
+def test_how_it_is_run_does_not_show(mode: str, folder: Path, base: Base, tmp_path: Path) -> None:
+    given = {"workers": 2, "shards": 3, "batch_rows": 30} if mode == "incremental" else {}
+    refresh = [f"busy=deferred(every='2m', rows=40, mode='{mode}')"]
+    run_here(cards(folder), folder, tmp_path / "out", tmp_path / "state", refresh, **given)
     for name in written(base[0] / "out"):
         if name not in ("dead_letters.jsonl", "late.jsonl"):
             assert accumulated(tmp_path / "out" / name) == accumulated(base[0] / "out" / name)
