@@ -20,16 +20,20 @@ from typing import Any, Literal
 
 import polars as pl
 
+from engine.audit import SAMPLE
+from engine.audit import audit as run_audit
 from engine.draw import drawing, svg
 from engine.freshness import Bounds
 from engine.graph import AS_OF, DELETED, Expected, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
+from engine.log import OWN
+from engine.past import needed, past
 from engine.plan import roots
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from operators.dedupe import Dedupe, Repeats
-from operators.delta import AT, POS, TIME, Schema, type_of
+from operators.delta import TIME, Schema, type_of
 from operators.expectation import REASON, Expectation, Unique, checks, expected, met, quarantined, reason
 from operators.latest import latest
 from operators.operator import DefinitionError, Operator, as_names, fit_as_key, known, microseconds
@@ -86,6 +90,19 @@ def _lookup(given: bool | str | Sequence[str], key: tuple[str, ...], schema: Sch
     return by
 
 
+def _audit(graph: Graph, questions: str, every: str | timedelta | None, what: str) -> int | None:
+    """How often a model is audited, checked: its questions can be recomputed."""
+    if every is None:
+        return None
+    try:
+        needed(graph, questions, roots=True)
+    except DefinitionError as error:
+        raise DefinitionError(f"{what}: audit: {error}") from None
+    if not (found := microseconds(every, f"{what}: audit")):
+        raise DefinitionError(f"{what}: audit is {every!r}; expected more than nothing, such as '1h'")
+    return found
+
+
 class Pipeline(Graph):
     """A named set of sources, views, models and sinks.
 
@@ -115,6 +132,7 @@ class Pipeline(Graph):
         required: Sequence[str] = (),
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
         expect: Sequence[Expectation] = (),
+        log: bool = False,
     ) -> Source:
         """A stream of changes.
 
@@ -128,7 +146,8 @@ class Pipeline(Graph):
         views, which then forget none; otherwise, in an append-only source, only those within the lateness. epoch: the
         unit of Datetime columns that arrive as numbers. required: columns that may not be null (key and `at` never
         are). between: the event times that are believed. expect: what is expected of its rows, before anything
-        reads them: `op.between("amount", 0, 10_000, severity="quarantine")`.
+        reads them: `op.between("amount", 0, 10_000, severity="quarantine")`. log: whether its changes are kept in a
+        change log; with those of all its sources any view can be told as it was at any moment.
         """
         made = self._source(name, key, at, schema, lateness, idle_after, append_only, False, epoch, required, between)
         if erasable and not append_only:
@@ -137,7 +156,7 @@ class Pipeline(Graph):
                 "back; leave erasable out"
             )
         pulse = None if heartbeat is None else microseconds(heartbeat, f"source {name!r}: heartbeat")
-        self.sources[name] = made = replace(made, erasable=erasable, heartbeat=pulse)
+        self.sources[name] = made = replace(made, erasable=erasable, heartbeat=pulse, log=log)
         self._expect_of(made, expect)
         return made
 
@@ -153,14 +172,16 @@ class Pipeline(Graph):
         required: Sequence[str] = (),
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
         expect: Sequence[Expectation] = (),
+        log: bool = False,
     ) -> Source:
         """A keyed table: each change is the newest version of its key, or its deletion.
 
         Without `at` a version counts from when it became known; what is read before everything else counts from the
         beginning. `op.join` finds the version valid at a row's time; a view that starts from a table sees its newest
-        versions. expect: what is expected of these, see `source`.
+        versions. expect: what is expected of these, log: whether its changes are kept, see `source`.
         """
         made = self._source(name, key, at, schema, lateness, None, False, True, epoch, required, between)
+        self.sources[name] = made = replace(made, log=log)
         self._expect_of(made, expect)
         return made
 
@@ -335,6 +356,7 @@ class Pipeline(Graph):
         error_after: str | timedelta | None = None,
         lookup: bool | str | Sequence[str] = False,
         expect: Sequence[Expectation] = (),
+        log: bool = False,
     ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
@@ -343,7 +365,8 @@ class Pipeline(Graph):
         it already). warn_after, error_after: the lag past which somebody is to look, and past which it is not to be
         trusted: `freshet freshness` fails. lookup: whether its newest row of each key is kept to be looked up over
         HTTP: True for the key of the view, or the columns that are to be the key. expect: what is expected of its rows,
-        such as `op.not_null("origin", severity="quarantine")`.
+        such as `op.not_null("origin", severity="quarantine")`. log: whether its changes are kept in a change log, from
+        which it can be told as it was at any moment (and looked up as of any, with `lookup`).
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -389,7 +412,7 @@ class Pipeline(Graph):
                 raise DefinitionError(f"{where}: {error}") from None
             before = name if i == len(steps) else f"{name}.{i}"
             made.append(Node(before, step, tuple(inputs), schema))
-        if reserved := [c for c in schema if c in (AT, POS)]:
+        if reserved := [c for c in schema if c in OWN]:
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
@@ -401,7 +424,7 @@ class Pipeline(Graph):
             key = step.key(key)
         key = key if all(k in schema for k in key) else ()
         declared = _bounds(what, policy, target_lag, warn_after, error_after)
-        view = View(name, schema, key, policy, declared, _lookup(lookup, key, schema, what))
+        view = View(name, schema, key, policy, declared, _lookup(lookup, key, schema, what), log)
         self.declared.update((n.name, n) for n in made)
         self.views[name] = view
         if judged:
@@ -430,6 +453,7 @@ class Pipeline(Graph):
         error_after: str | timedelta | None = None,
         lookup: bool | str | Sequence[str] = False,
         expect: Sequence[Expectation] = (),
+        audit: str | timedelta | None = None,
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -443,7 +467,8 @@ class Pipeline(Graph):
         warn_after, error_after: as of a view, for the time since the newest example became known that the model has
         learnt. lookup: whether the newest prediction of each key can be looked up over HTTP, and the training set as of
         any time: True for the key, or some of its columns. expect: what is expected of predictions, with severity
-        "warn" or "stop".
+        "warn" or "stop". audit: how often the features of a sample of questions are compared with what a recompute from
+        the change logs of all sources gives (`freshet audit`), beside a run that follows.
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -496,7 +521,17 @@ class Pipeline(Graph):
                 f"predictions of {what}", predictions.name, predictions.schema, asked, {}
             )
         declared = _bounds(what, policy, None, warn_after, error_after)
-        made = Model(name, spec, questions.name, reply_name, policy, predictions, training, declared)
+        made = Model(
+            name,
+            spec,
+            questions.name,
+            reply_name,
+            policy,
+            predictions,
+            training,
+            declared,
+            _audit(self, questions.name, audit, what),
+        )
         self.models[name] = made
         self.views |= {predictions.name: predictions, training.name: training}
         return made
@@ -522,6 +557,26 @@ class Pipeline(Graph):
         made = Sink(name, tuple(r.name for r in relations), relations[0].schema)
         self.sinks[name] = made
         return made
+
+    def as_of(
+        self, name: str, known: datetime | None = None, *, seq: int | None = None, state: str | Path
+    ) -> pl.DataFrame:
+        """A source, view or training set as it was with what was known at a time, or with the changes up to `seq`.
+
+        state: where a run keeps its state, such as "state/flights". From its own change log, or recomputed from those
+        of what it is made of. In the order of `_at` and `_pos`. Raises `DefinitionError` when neither is there,
+        `LogError` when a log is damaged.
+        """
+        return past(self, Path(state), name, known, seq)
+
+    def audit(self, model: str, *, state: str | Path, sample: int = SAMPLE) -> dict[str, Any]:
+        """Whether features were served to a model as a recompute from the change logs gives them: see
+        `engine.audit.audit`. `mismatches` must be 0.
+
+        state: where a run keeps its state. sample: how many questions are looked at, at most. Raises `DefinitionError`
+        when it cannot be audited, `LogError` when a log is damaged.
+        """
+        return run_audit(self, Path(state), model, sample)
 
     def replay(self, frames: Mapping[str, pl.DataFrame], batch_rows: int = 1000) -> dict[str, pl.DataFrame]:
         """The views and predictions that follow from these rows, by the same operators as in production.

@@ -25,7 +25,7 @@ from engine import store
 from engine.large import make_durable
 from engine.seal import CURE, Seal, SealError
 
-FORMAT = 5
+FORMAT = 6
 FORGET = "forget.json"
 """What is being forgotten: left behind by a crash."""
 SAVED = "saved"
