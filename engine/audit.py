@@ -21,7 +21,7 @@ import polars as pl
 
 from engine.graph import Graph, Model
 from engine.log import KNOWN, ROW, SEQ, WEIGHT, erased, scan
-from engine.past import needed, recomputed, then, whole
+from engine.past import Recompute, needed, then, whole
 from operators.delta import AT, BEGINNING, FLOAT, INT, POS, Array, Schema, is_null, to_array
 from operators.operator import DefinitionError
 
@@ -95,7 +95,8 @@ def _again(
     whose = served.select("seq", pl.col(AT).cast(INT).fill_null(BEGINNING), POS)
     relations = {name: _Relation(log) for name, log in logs.items()}
     for (seq,), asked in whose.group_by("seq", maintain_order=True):
-        rows = recomputed(graph, view, {name: relation(int(str(seq))) for name, relation in relations.items()})
+        known = Recompute(graph, {name: relation(int(str(seq))) for name, relation in relations.items()})
+        rows = pl.concat(known.at(view, at, at) for at in asked[AT].unique())
         found.append(rows.join(asked, on=[AT, POS], how="semi").select(*schema, pl.col(AT, POS).cast(INT)))
     again = pl.concat(found).with_columns(there=pl.lit(True))
     return whose.join(again, on=[AT, POS], how="left", maintain_order="left").with_columns(

@@ -110,23 +110,36 @@ def then(log: pl.LazyFrame, known: datetime | int | None = None, seq: int | None
     return as_of(log, known, seq).drop(KNOWN, SEQ).with_columns(pl.col(AT).cast(INT).fill_null(BEGINNING))
 
 
-def recomputed(graph: Graph, name: str, given: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """The rows of a node from scratch. given: by name relations of which it is made."""
-    found = dict(given)
+class Recompute:
+    """Rows of nodes from scratch. given: by name relations of which they are made."""
 
-    def of(one: str) -> pl.DataFrame:
-        if one not in found:
-            node = graph.declared[one]
-            found[one] = node.operator.recompute([of(i).lazy() for i in node.inputs]).collect()
-        return found[one]
+    def __init__(self, graph: Graph, given: Mapping[str, pl.DataFrame]) -> None:
+        self._graph, self._found = graph, dict(given)
 
-    return of(name)
+    def __call__(self, name: str) -> pl.DataFrame:
+        """All rows."""
+        if name not in self._found:
+            node = self._graph.declared[name]
+            self._found[name] = node.operator.recompute([self(i).lazy() for i in node.inputs]).collect()
+        return self._found[name]
+
+    def at(self, name: str, first: int, last: int) -> pl.DataFrame:
+        """Those with an event time from `first` to `last`, from no more than they are made of (`Operator.reach`)."""
+        node = self._graph.declared.get(name)
+        reach = None if node is None or name in self._found else node.operator.reach
+        if node is None or reach is None:
+            rows = self(name)
+        else:
+            one, *others = node.inputs
+            mine = self.at(one, max(first, BEGINNING + reach) - reach, last)
+            rows = node.operator.recompute([mine.lazy(), *(self(i).lazy() for i in others)]).collect()
+        return rows.filter(pl.col(AT).is_between(first, last))
 
 
 def _rows(graph: Graph, name: str, given: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     source = graph.sources.get(name)
     if source is None:
-        return recomputed(graph, name, given)
+        return Recompute(graph, given)(name)
     return given[name] if source.append_only else _newest(source, given[name])
 
 

@@ -20,7 +20,7 @@ from engine.audit import KINDS, audit
 from engine.changes import complete
 from engine.flow import Run
 from engine.log import KNOWN, ROW, SEQ, WEIGHT, LogError, scan
-from engine.past import needed, past, recomputed, then
+from engine.past import Recompute, needed, past, then
 from engine.pipeline import Pipeline
 from operators.delta import AT, POS, TIME
 from operators.operator import DefinitionError
@@ -114,7 +114,7 @@ def test_what_a_log_says_is_what_recompute_gives(folder: Path, p: Pipeline, run:
     assert of == {"payments", "shops"}
     for seq in [*(dice.randrange(merge.seq) for _ in range(6)), merge.seq]:
         given = {n: then(scan(state / "log" / n), seq=seq).collect() for n in of}
-        want = relation(recomputed(p, "features", given))
+        want = relation(Recompute(p, given)("features"))
         assert relation(past(p, state, "features", seq=seq)).equals(want.select(want.columns), null_equal=True)
 
 
