@@ -76,8 +76,9 @@ class Views:
     def __init__(self, run: Run) -> None:
         self.run = run
         graph = run.graph
-        self.logged = {m.training.name: m.training for m in graph.models.values() if m.training.lookup}
-        self.views: dict[str, View] = {**graph.lookups, **self.logged}
+        self.training = {m.training.name: m.training for m in graph.models.values() if m.training.lookup}
+        self.views: dict[str, View] = {**graph.lookups, **self.training}
+        self.logged = self.training | {v.name: v for v in graph.lookups.values() if v.log}
         self._reading = Lock()
 
     def __call__(self, asked: Asked) -> Answer:
@@ -109,7 +110,7 @@ class Views:
     def _now(self, view: View, keys: Sequence[Any]) -> tuple[bytes, bool]:
         """The answer as of now, and whether any row is there."""
         run = self.run
-        if view.name in self.logged:
+        if view.name in self.training:
             raise _Refused(400, f"{view.name} is looked up as of a time; expected ?{AS_OF}=TIME")
         if run.lookups is None:
             raise _Refused(503, "the run is starting; ask again when /readyz says that it is ready")
@@ -130,7 +131,8 @@ class Views:
             having = ", ".join(self.logged) or "none"
             raise _Refused(
                 400,
-                f"{view.name} has no change log, so it is not known what it was at a time; those that have: {having}",
+                f"{view.name} has no change log (log=True), so it is not known what it was at a time; "
+                f"those that have: {having}",
             )
         known = _value(AS_OF, TIME, text)
         wanted = pl.DataFrame(

@@ -22,6 +22,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from engine.ask import AskError, ask
+from engine.audit import SAMPLE
+from engine.audit import audit as audited
+from engine.auditing import Audits
 from engine.bind import Inputs, UnreachableError, check_alone, check_bindings, check_lags, set_policies
 from engine.calibrate import calibrate as bounds_of
 from engine.cluster import supervise
@@ -35,11 +38,12 @@ from engine.forget import request
 from engine.graph import Model
 from engine.learnt import write as write_learnt
 from engine.lines import LinesError
-from engine.log import LogError, as_of, logs, scan
+from engine.log import LogError, logs
 from engine.logs import Form, Log
 from engine.merge import MergeError
 from engine.model import ModelError
 from engine.page import page
+from engine.past import past
 from engine.pipeline import Pipeline
 from engine.policy import parse
 from engine.publish import outputs
@@ -48,6 +52,7 @@ from engine.report import figures, history
 from engine.seal import SealError
 from engine.settings import TOKEN, Settings, SettingsError, instant, load, token_for
 from engine.show import (
+    audits_of,
     calibration_of,
     comparison_of,
     forgotten_of,
@@ -266,8 +271,21 @@ def run(
         live.process, live.addresses = process_id, where
         live.published = Published(mine.folder / "published")
         settings.port += process_id if settings.port and held is not None else 0  # several on one machine
+    live.audits = _audits(p, pipeline, mine, refresh)
     form = cast(Form, log or ("text" if follow and not quiet else "none"))
     _go(live, mine, settings, quiet or log is not None or bool(where), Log(form, lambda: time.time_ns() // 1000), held)
+
+
+def _audits(p: Pipeline, pipeline: Path, held: State, refresh: list[str] | None) -> Audits | None:
+    """The audits that are declared; None when there are none."""
+    given = [part for text in refresh or [] for part in ("--refresh", text)]
+
+    def command(model: str, since: int) -> list[str]:
+        line = ["audit", str(pipeline), "--model", model, f"--since={since}", "--state", str(held.folder), "--json"]
+        return [sys.executable, "-m", "engine", *line, *given]
+
+    every = {m.name: (m.audit, m.spec.features) for m in p.models.values() if m.audit is not None}
+    return Audits(every, command, held.folder / "audit") if every else None
 
 
 def _claimed(
@@ -417,27 +435,31 @@ def freshness(
 )
 def export(
     pipeline: PipelineArg,
-    relation: Annotated[str, typer.Argument(help="A relation with a change log, such as late.training.")],
+    relation: Annotated[str, typer.Argument(help="A source, view or training set, such as late.training.")],
     out: Annotated[Path, typer.Option(help="The file: .parquet, .csv, .jsonl, .ndjson or .arrow.", show_default=False)],
     as_of_time: Annotated[
         str | None,
         typer.Option("--as-of", help="With what was known at that time (UTC unless it says).", show_default=False),
     ] = None,
     seq: Annotated[int | None, typer.Option(help="With the changes up to this one.", show_default=False)] = None,
+    refresh: RefreshOption = None,
     state: StateOption = None,
 ) -> None:
-    """Write a training set to a file: as it is, or as it was with what was known at some time.
+    """Write a source, view or training set to a file: as it is, or as it was with what was known at some time.
 
-    While a run is live, with what it has saved.
+    From its change log, or recomputed from the change logs of what it is made of. While a run is live, with what it
+    has saved.
     """
+    p = _as_set(pipeline, refresh)
     kept = _kept(pipeline, state)
     known = None if as_of_time is None else _as_of(as_of_time)
     try:
-        there = logs(kept)
-        if relation not in [log.name for log in there]:
-            errors.print(logs_of(there))
-            _fail(f"there is no change log of {relation!r} in {str(kept)!r}; there are those above", 2)
-        rows = write(as_of(scan(kept / "log" / relation), known, seq), out)
+        try:
+            found = past(p, kept, relation, known, seq)
+        except DefinitionError:
+            errors.print(logs_of(logs(kept)))
+            raise
+        rows = write(found.lazy(), out)
     except DefinitionError as error:
         _fail(error, 2)
     except LogError as error:
@@ -447,11 +469,43 @@ def export(
     console.print(f"{rows:,} rows of {relation} written to {out}", highlight=False, soft_wrap=True)
 
 
-def _as_set(pipeline: Path) -> Pipeline:
-    """The pipeline with the policies that its settings give."""
+@app.command(epilog="Examples: freshet audit examples/flights · freshet audit examples/flights --model late --json")
+def audit(
+    pipeline: PipelineArg,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Only this model. [default: each]", show_default=False)
+    ] = None,
+    sample: Annotated[int, typer.Option(help="Look at so many questions of each, at most.", min=1)] = SAMPLE,
+    since: Annotated[int, typer.Option(help="Only those that were answered by later changes.")] = -1,
+    refresh: RefreshOption = None,
+    state: StateOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
+) -> None:
+    """Compare the features that models were served with what a recompute from the change logs gives.
+
+    At the moment of each question, bit for bit. Fails when there is any difference.
+    """
+    p = _as_set(pipeline, refresh)
+    kept = _kept(pipeline, state)
+    try:
+        found = [audited(p, kept, name, sample, since) for name in model or p.models]
+    except DefinitionError as error:
+        _fail(error, 2)
+    except LogError as error:
+        _fail(error, 3)
+    if as_json:
+        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+    else:
+        console.print(audits_of(found), highlight=False)
+    if wrong := sum(one["mismatches"] for one in found):
+        _fail(f"{wrong:,} mismatches: what was served is not what a recompute gives", 1)
+
+
+def _as_set(pipeline: Path, refresh: list[str] | None = None) -> Pipeline:
+    """The pipeline with the policies that its settings, and these texts, give."""
     p, folder = _opened(pipeline)
     try:
-        set_policies(p, load(folder, {}, []))
+        set_policies(p, load(folder, {}, [], refresh or []))
     except (SettingsError, DefinitionError) as error:
         _fail(error, 2)
     return p

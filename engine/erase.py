@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from engine.flow import Run
+from engine.forget import meant
 from engine.graph import Graph
 from engine.large import remove_others
 from engine.log import erase, scan
@@ -13,6 +16,7 @@ from engine.publish import outputs
 from engine.store import compact
 from engine.training import came_from
 from engine.versions import Versions, erased
+from operators.delta import POS, Ints
 
 
 def finish(run: Run, remove: bool) -> dict[str, Any]:
@@ -25,6 +29,8 @@ def finish(run: Run, remove: bool) -> dict[str, Any]:
     assert found
     assert run.forget
     models = {name: _finished(graph, name, run, remove) for name in graph.models if len(found.positions)}
+    if len(found.positions):
+        _erase_changes(run, found.positions)
     remove_others(run.large, run.states)
     compact(run.state.recovery)
     without = [n for n in graph.sources if n not in found.counts]
@@ -39,6 +45,17 @@ def finish(run: Run, remove: bool) -> dict[str, Any]:
         "models": models,
         "remains": _remains(run, models, without),
     }
+
+
+def _erase_changes(run: Run, positions: Ints) -> None:
+    """Erase from the logs of sources what met the request, and from those of views what came from such rows."""
+    graph, log = run.graph, run.state.folder / "log"
+    assert run.forget
+    met = meant(graph, run.forget)
+    came = pl.col(POS).is_in(pl.lit(pl.Series(positions)).implode())
+    for name, schema in graph.logged.items():
+        if name in graph.views or name in met:
+            erase(log / name, schema, came if name in graph.views else met[name].fill_null(False))
 
 
 def _finished(graph: Graph, name: str, run: Run, remove: bool) -> dict[str, Any]:

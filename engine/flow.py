@@ -5,6 +5,7 @@
          (before the stage in which a deferred view begins, its changes are held until it is due; behind the one in
          which it ends, what comes out is settled)
       -> each model in turn
+      -> change logs, if there are any
       -> lookups, if there are any
       -> publish
 
@@ -34,8 +35,10 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from threadpoolctl import threadpool_limits
 
+from engine.auditing import Audits
 from engine.batch import Batch
 from engine.bind import Inputs
+from engine.changes import Changes
 from engine.clock import Clock
 from engine.cost import Costs
 from engine.disk import DiskError
@@ -115,6 +118,8 @@ class Run:
     models: dict[str, KeptModel] = field(default_factory=dict)
     publish: Publish | None = None
     lookups: Lookups | None = None
+    changes: Changes | None = None
+    audits: Audits | None = None
     states: list[Large] = field(default_factory=list)
     timing: Timing = field(default_factory=lambda: Timing(perf_counter))
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
@@ -227,6 +232,9 @@ class Run:
                 self.publish.close()
             for model in self.models.values():
                 model.close()
+            for other in (self.changes, self.audits):
+                if other is not None:
+                    other.close()
 
 
 class _Reader(StatefulSourcePartition[Batch, Any]):
@@ -323,16 +331,26 @@ class _Input(FixedPartitionedSource[Batch, Any]):
 
 
 class _Keep(bw.StatefulBatchLogic[Any, Any, Any]):
-    """A step with state: `work` takes an item to a list of items, `save` gives what is kept of the state in `large`."""
+    """A step with state: `work` takes an item to a list of items, `save` gives what is kept of the state in `large`.
 
-    def __init__(self, work: Callable[[Any], list[Any]], save: Callable[[], bytes], large: Large) -> None:
-        self._work, self._save, self._large = work, save, large
+    end: called when no item comes any more.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Any], list[Any]],
+        save: Callable[[], bytes],
+        large: Large,
+        end: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._work, self._save, self._large, self._end = work, save, large, end
 
     def on_batch(self, values: list[Any]) -> tuple[Iterable[Any], bool]:
         self._large.batch = max(value.number for value in values)
         return [out for value in values for out in self._work(value)], False
 
     def on_eof(self) -> tuple[Iterable[Any], bool]:
+        self._end()
         return [], False
 
     def snapshot(self) -> Any:
@@ -369,6 +387,8 @@ def build(run: Run) -> Dataflow:
     stream = bw.map("one", stream, lambda batch: ("all", batch))
     for model in run.graph.models.values():
         stream = _keyed(run, f"model-{model.name}", stream, _model(run, model))
+    if run.graph.logged:
+        stream = _keyed(run, "log", stream, _log(run))
     if run.graph.lookups:
         stream = _keyed(run, "lookup", stream, _lookup(run))
     stream = _keyed(run, "publish", stream, _publish(run))
@@ -494,9 +514,29 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
             run.measured(f"model {model.name}", work),
             run.saving(f"model {model.name}", lambda: large.save(mine.snapshot())),
             large,
+            run.guard(f"model {model.name}: end", mine.end),
         )
 
     return run.guard(f"model {model.name}", build_one)
+
+
+def _log(run: Run) -> Callable[[Any], _Keep]:
+    def build_one(kept: Any) -> _Keep:
+        large = run.saves("log")
+        run.changes = mine = Changes(run.graph, run.state.folder, None if kept is None else large.load(kept))
+
+        def work(batch: Batch) -> list[Batch]:
+            mine(batch)
+            return [batch]
+
+        return _Keep(
+            run.measured("change logs", work),
+            run.saving("change logs", lambda: large.save(mine.snapshot())),
+            large,
+            run.guard("change logs: end", mine.flush),
+        )
+
+    return run.guard("change logs", build_one)
 
 
 def _lookup(run: Run) -> Callable[[Any], _Keep]:

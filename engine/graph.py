@@ -52,6 +52,7 @@ class Source:
     latest: int = 0
     erasable: bool = False
     heartbeat: int | None = None
+    log: bool = False
 
     @property
     def schema(self) -> Schema:
@@ -91,6 +92,7 @@ class Source:
             "takes": "inserts" if self.append_only else "inserts, updates and deletes",
             "lateness": duration(self.lateness) or "none",
             **({"idle after": duration(self.idle_after) or ""} if self.idle_after is not None else {}),
+            **({"change log": "yes"} if self.log else {}),
         }
 
     def _repr_html_(self) -> str:
@@ -117,7 +119,7 @@ class View:
     """A named relation that the engine keeps. `Graph.refresh` says when it takes in changes.
 
     declared: what is declared of its lag, beside the target lag that a policy may have. lookup: the columns by which
-    its rows can be looked up; none when they cannot.
+    its rows can be looked up; none when they cannot. log: whether its changes are kept in a change log.
     """
 
     name: str
@@ -126,11 +128,13 @@ class View:
     refresh: Policy = IMMEDIATE
     declared: Bounds = NOTHING_DECLARED
     lookup: tuple[str, ...] = ()
+    log: bool = False
 
     @property
     def facts(self) -> dict[str, str]:
         """What is to be said of it, but for its columns."""
-        return {"key": ", ".join(self.key) or "none", "refresh": str(self.refresh)}
+        more = {"change log": "yes"} if self.log else {}
+        return {"key": ", ".join(self.key) or "none", "refresh": str(self.refresh), **more}
 
     def _repr_html_(self) -> str:
         return card(f"view {self.name}", self.facts, self.schema)
@@ -171,7 +175,10 @@ class Expected:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model kept by a learner over questions and answers; its predictions and its training set are relations."""
+    """A model kept by a learner over questions and answers; its predictions and its training set are relations.
+
+    audit: how often what it was served is audited, in microseconds; None: never.
+    """
 
     name: str
     spec: ModelSpec
@@ -181,6 +188,7 @@ class Model:
     predictions: View
     training: View
     declared: Bounds = NOTHING_DECLARED
+    audit: int | None = None
 
     @property
     def facts(self) -> dict[str, str]:
@@ -193,6 +201,7 @@ class Model:
             "from": ", ".join(self.spec.features),
             "refresh": str(self.refresh),
             "waits": duration(self.spec.wait) or "not at all",
+            **({"audited every": duration(self.audit) or ""} if self.audit is not None else {}),
             **({"guards": ", ".join(g.name for g in self.spec.guards)} if self.spec.guards else {}),
         }
 
@@ -306,6 +315,12 @@ class Graph:
         return found
 
     @property
+    def logged(self) -> dict[str, Schema]:
+        """The columns of the changes of the sources and views that are declared with a change log."""
+        sources = {s.name: s.messages for s in self.sources.values() if s.log}
+        return sources | {v.name: v.schema for v in self.views.values() if v.log}
+
+    @property
     def lookups(self) -> dict[str, View]:
         """The views whose newest rows can be looked up; training sets, which have logs, are looked up there."""
         logged = {m.training.name for m in self.models.values()}
@@ -326,6 +341,8 @@ class Graph:
             parts[f"model {m.name}"] = [model_definition(m.spec), m.questions, m.answers, m.refresh.definition]
         for v in self.lookups.values():
             parts[f"lookup of {v.name}"] = v.lookup
+        for name in self.logged:
+            parts[f"change log of {name}"] = True
         for s in self.sinks.values():
             parts[f"sink {s.name}"] = s.relations
         return {k: hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()[:16] for k, v in parts.items()}

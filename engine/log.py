@@ -13,14 +13,18 @@ the relation it has
 | `_weight` | 1 inserts the row, -1 takes it back                                            |
 | `_row`    | the number of the row in the log, from 0; what was taken back is numbered anew |
 
-The *length* of a log is how many rows were ever appended to it. It is what the state of a run remembers of a log: a run
-that goes back to an earlier state cuts the log back to that length, and writes the rest again. Compaction moves rows
-but keeps their numbers; erasure takes rows out and leaves their numbers unused. So neither can undo the other.
+Rows are written by a thread of their own, so that nobody waits for the disk. What the state of a run remembers of a log
+is what it is sure of: the *length* up to which the log is durable (how many rows were ever appended by then), and the
+rows after that. A run that goes back to a state cuts the log back to that length, and writes those rows, and what
+follows, again. Compaction moves rows but keeps their numbers; erasure takes rows out and leaves their numbers unused.
+So neither can undo the other.
 """
 
 from __future__ import annotations
 
 import json
+from collections import deque
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,17 +45,20 @@ LOG = "_delta_log"
 TEND = 100
 """After so many commits small files are joined, and what no reader can need any more is removed."""
 
-_OWN: Schema = {AT: TIME, KNOWN: TIME, POS: INT, SEQ: INT, WEIGHT: INT, ROW: INT}
+OWN: Schema = {AT: TIME, KNOWN: TIME, POS: INT, SEQ: INT, WEIGHT: INT, ROW: INT}
+"""The columns that a log has beside those of its relation."""
 _SETTINGS = {
     "delta.dataSkippingStatsColumns": f"{SEQ},{ROW}",  # no values of the relation outside the data files
     "delta.deletedFileRetentionDuration": "interval 1 hours",  # so long a reader can read what it has opened
 }
 _FILE_BYTES = 8 << 20
-_BLOCK = 4_000
-"""So many rows wait at most to be put into a frame."""
+_BLOCK = 32_000
+"""So many rows are written before the state is saved."""
+_REST = 4_000
+"""So many rows at most are saved with the state; if more are not durable yet, saving waits for them."""
 _SLICE = 1 << 20
 """So many rows are erased from at a time."""
-_APP = "freshet"
+_APP, _ERASED = "freshet", "freshet.erased"
 _CURE = "put it back from a backup, or start again without state and outputs"
 
 
@@ -59,21 +66,37 @@ class LogError(RuntimeError):
     """A change log that is not what the state says it should be; the text names it and the cure."""
 
 
+class Saved(NamedTuple):
+    """What a state remembers of a log: how many rows are durable, and those after them, with when each was known."""
+
+    length: int = 0
+    rest: tuple[Delta, Ints] | None = None
+
+
 class ChangeLog:
     """The log in a folder, open for appending; made when it is not there.
 
-    length: what `flush` gave when the state was saved, 0 when none was saved yet. What was appended after that is
-    taken back. None: the log must be new or empty. One process at a time.
+    length, rest: what `save` gave, or `flush`, 0 when no state was saved yet. What was appended after that is taken
+    back. None: the log must be new or empty. writer: the one thread that writes (default: one of its own). One process
+    at a time.
 
     Raises `LogError` when it is not, or when it is missing, damaged, shorter, or has other columns.
     """
 
-    def __init__(self, folder: Path, schema: Schema, length: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        schema: Schema,
+        length: int | None = None,
+        rest: tuple[Delta, Ints] | None = None,
+        writer: Executor | None = None,
+    ) -> None:
         self.folder, self.schema = folder, schema
+        self._writer = writer or ThreadPoolExecutor(1, "change log")
         self._pending: list[tuple[Delta, Ints]] = []
-        self._buffer: list[pl.DataFrame] = []
-        self._length = self._gathered = self._flushed = length or 0
-        self._table = _open(folder, {**schema, **_OWN}, self._length)
+        self._writing: deque[tuple[Future[None], list[tuple[Delta, Ints]]]] = deque()
+        self._length = self._handed = self._flushed = length or 0
+        self._table = _open(folder, {**schema, **OWN}, self._length)
         self._durable = max(self._table.version() - 2, -1)
         self._sync()
         self._tended = max(_versions(folder, ".checkpoint.parquet"), default=0)
@@ -85,53 +108,81 @@ class ChangeLog:
             )
         if there > self._length:
             self._delete(f"{ROW} >= {self._length}")
+        if rest is not None:
+            self.append(*rest)
+            self.flush()
 
     def append(self, delta: Delta, known: Ints) -> None:
         """Add the rows of a delta, in its order. known: when each became known, microseconds UTC.
 
-        They are kept in memory until `flush`.
+        They are durable after `flush`; what `save` gives has those that are not.
         """
         if not len(delta):
             return
         self._pending.append((delta, known))
         self._length += len(delta)
-        if self._length - self._gathered >= _BLOCK:
-            self._gather()
+        if self._length - self._handed >= _BLOCK:
+            self._settle()
+            if not self._writing:
+                self._write()
 
-    def _gather(self) -> None:
-        """Put what was appended into one frame: a frame for each of many small deltas takes much longer."""
-        if not self._pending:
-            return
-        delta, known = concat([d for d, _ in self._pending]), np.concatenate([k for _, k in self._pending])
-        self._pending, self._gathered = [], self._length
+    def save(self) -> Saved:
+        """What the state is to remember; what was appended is on its way to the disk when this returns."""
+        self._settle()
+        if self._length - self._flushed > _REST:
+            self.flush()
+        rest = [one for _, rows in self._writing for one in rows] + self._pending
+        self._write()
+        return Saved(self._flushed, _together(rest) if rest else None)
+
+    def flush(self) -> int:
+        """Make all that was appended durable; returns the length of the log."""
+        self._write()
+        for future, _ in self._writing:
+            future.result()
+        self._settle()
+        return self._length
+
+    def close(self) -> None:
+        """Let nothing be written any more; what was not flushed is lost."""
+        self._writer.shutdown(cancel_futures=True)
+
+    def read(self) -> pl.LazyFrame:
+        """All rows, in the order of knowledge; rows of one `_seq` in the order they were appended."""
+        self.flush()
+        return pl.scan_delta(self._table).sort(SEQ, ROW)
+
+    def _write(self) -> None:
+        """Hand what was appended to the thread that writes."""
+        if self._pending:
+            rows, self._pending = self._pending, []
+            self._writing.append((self._writer.submit(self._commit, rows, self._length), rows))
+            self._handed = self._length
+
+    def _settle(self) -> None:
+        """Let go of what has been written. Raises what kept it from being written."""
+        while self._writing and self._writing[0][0].done():
+            self._writing[0][0].result()
+            self._flushed += sum(len(delta) for delta, _ in self._writing.popleft()[1])
+
+    def _commit(self, rows: list[tuple[Delta, Ints]], length: int) -> None:
+        """Write rows, in one commit after which the log has that length, and make it durable."""
+        import deltalake
+
+        delta, known = _together(rows)
         own = {
             AT: np.where(delta.at == BEGINNING, NULL, delta.at),
             KNOWN: known,
             POS: delta.pos,
             SEQ: delta.seq,
             WEIGHT: delta.weight,
-            ROW: np.arange(self._length - len(delta), self._length),
+            ROW: np.arange(length - len(delta), length),
         }
-        self._buffer.append(delta.frame(self.schema).with_columns(to_series(n, own[n], t) for n, t in _OWN.items()))
-
-    def flush(self) -> int:
-        """Make all that was appended durable, in one commit; returns the length of the log."""
-        self._gather()
-        if self._buffer:
-            import deltalake
-
-            how = self._how(self._length)
-            deltalake.write_deltalake(self._table, pl.concat(self._buffer), mode="append", **how)
-            self._buffer, self._flushed = [], self._length
+        frame = delta.frame(self.schema).with_columns(to_series(n, own[n], t) for n, t in OWN.items())
+        deltalake.write_deltalake(self._table, frame, mode="append", **self._how(length))
         self._sync()
         if self._table.version() - self._tended >= TEND:
-            self._tend()
-        return self._length
-
-    def read(self) -> pl.LazyFrame:
-        """All rows, flushed or not, in the order of knowledge; rows of one `_seq` in the order they were appended."""
-        self._gather()
-        return pl.concat([pl.scan_delta(self._table), *(f.lazy() for f in self._buffer)]).sort(SEQ, ROW)
+            self._tend(length)
 
     def erase(self, rows: pl.Expr) -> int:
         """Remove the rows for which a condition on columns of the relation is true; returns how many there were.
@@ -143,29 +194,28 @@ class ChangeLog:
         check_known(rows.meta.root_names(), {**self.schema, AT: TIME, POS: INT}, "erase")
         import deltalake
 
-        self._gather()
+        self.flush()
+        last = pl.scan_delta(self._table).select(pl.col(SEQ).max()).collect().item()
         erased = 0
-        for first in range(0, self._flushed, _SLICE):
+        for first in range(0, self._length, _SLICE):
             within = f"{ROW} >= {first} AND {ROW} < {first + _SLICE}"
             old = pl.scan_delta(self._table).filter(pl.sql_expr(within)).collect()
             if gone := len(old) - len(kept := old.remove(rows)):
-                how = self._how(self._flushed)
+                how = self._how(self._length, last)
                 deltalake.write_deltalake(self._table, kept, mode="overwrite", predicate=within, **how)
                 self._sync()
             erased += gone
         self._table.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False, full=True)
         self._sync()
-        buffered = sum(map(len, self._buffer))
-        self._buffer = [kept for f in self._buffer if len(kept := f.remove(rows))]
-        return erased + buffered - sum(map(len, self._buffer))
+        return erased
 
     def _delete(self, condition: str) -> None:
-        self._table.delete(condition, **self._how(self._flushed))
+        self._table.delete(condition, **self._how(self._length))
         self._sync()
 
-    def _tend(self) -> None:
+    def _tend(self, length: int) -> None:
         """Keep the cost of a commit bounded: few files, and a log not older than the checkpoint before the last."""
-        self._table.optimize.compact(target_size=_FILE_BYTES, **self._how(self._flushed))
+        self._table.optimize.compact(target_size=_FILE_BYTES, **self._how(length))
         self._sync()
         self._table.vacuum(dry_run=False, full=True)
         self._sync()
@@ -178,13 +228,16 @@ class ChangeLog:
             path.unlink()
 
     @staticmethod
-    def _how(length: int) -> dict[str, Any]:
-        """What goes with each commit: the length of the log after it, and no upkeep but ours."""
+    def _how(length: int, erased: int | None = None) -> dict[str, Any]:
+        """What goes with each commit: the length of the log after it, up to which `seq` rows may be erased from it,
+        and no upkeep but ours."""
         import deltalake
 
+        told = [deltalake.Transaction(_APP, length)]
+        told += [] if erased is None else [deltalake.Transaction(_ERASED, erased)]
         return {
             "writer_properties": deltalake.WriterProperties(compression="ZSTD"),
-            "commit_properties": deltalake.CommitProperties(app_transactions=[deltalake.Transaction(_APP, length)]),
+            "commit_properties": deltalake.CommitProperties(app_transactions=told),
             "post_commithook_properties": deltalake.PostCommitHookProperties(False, False),
         }
 
@@ -200,6 +253,10 @@ class ChangeLog:
         make_durable(self.folder)
         make_durable(self.folder / LOG)
         self._durable = version
+
+
+def _together(rows: list[tuple[Delta, Ints]]) -> tuple[Delta, Ints]:
+    return concat([delta for delta, _ in rows]), np.concatenate([known for _, known in rows])
 
 
 class About(NamedTuple):
@@ -237,6 +294,12 @@ def logs(state: Path) -> list[About]:
 def erase(folder: Path, schema: Schema, rows: pl.Expr) -> int:
     """Erase rows from the log in a folder that no run has open; see `ChangeLog.erase`. Raises `LogError`."""
     return ChangeLog(folder, schema, _length(_load(folder))).erase(rows)
+
+
+def erased(folder: Path) -> int:
+    """Up to which `seq` rows may have been erased from a log; -1 when none were. Raises `LogError`."""
+    found = _load(folder).transaction_version(_ERASED)
+    return -1 if found is None else found
 
 
 def as_of(log: pl.LazyFrame, known: datetime | int | None = None, seq: int | None = None) -> pl.LazyFrame:

@@ -206,6 +206,20 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("model", "guard", "action"),
         "Predictions on which a guard acted; void: on which it had no value to give.",
     ),
+    "freshet_audits": ("counter", ("model", "verdict"), "Audits that ended: done or failed."),
+    "freshet_audit_questions": ("counter", ("model",), "Questions that audits have looked at."),
+    "freshet_audit_mismatches": (
+        "counter",
+        ("model", "feature"),
+        "Features that were not served as a recompute gives them; (absent) and (later): questions without a row, or "
+        "with what became known later. Other than 0 it is a bug.",
+    ),
+    "freshet_audit_interval_seconds": ("gauge", ("model",), "How often a model is audited."),
+    "freshet_audit_last_end_timestamp_seconds": (
+        "gauge",
+        ("model",),
+        "When an audit last ended (when the run caught up before the first).",
+    ),
     "freshet_expectation_failures": (
         "counter",
         ("relation", "expectation", "severity"),
@@ -290,6 +304,8 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[Sample]:
         for told, n in m["guards"].items():
             yield "freshet_guard_actions", (name, *told.split(": ")), n
         yield from _skewed(name, m["skew"])
+        if m["audit"] is not None:
+            yield from _audited(name, m["audit"])
         if "refreshes" in m:
             yield from _refitted(name, m)
         if "held" in m:
@@ -348,6 +364,18 @@ def _working(worker: dict[str, Any]) -> Iterator[Sample]:
     if saved["at"] is not None:
         yield "freshet_checkpoint_duration_seconds", (), saved["seconds"]
         yield "freshet_checkpoint_last_success_timestamp_seconds", (), saved["at"]
+
+
+def _audited(name: str, a: dict[str, Any]) -> Iterator[Sample]:
+    """The values of what audits found."""
+    yield "freshet_audits", (name, "done"), a["audits"] - a["failed"]
+    yield "freshet_audits", (name, "failed"), a["failed"]
+    yield "freshet_audit_questions", (name,), a["checked"]
+    yield "freshet_audit_interval_seconds", (name,), a["every_seconds"]
+    for feature, n in a["mismatches"].items():
+        yield "freshet_audit_mismatches", (name, feature), n
+    if a["at"] is not None:
+        yield "freshet_audit_last_end_timestamp_seconds", (name,), a["at"]
 
 
 def _refitted(name: str, m: dict[str, Any]) -> Iterator[Sample]:

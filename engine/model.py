@@ -40,7 +40,7 @@ from engine.examples import GONE, Answer, Examples, Question
 from engine.fit import Beside, Here
 from engine.guard import Taken
 from engine.keeper import AtOnce, Erased, Keeper
-from engine.log import SEQ, WEIGHT, ChangeLog, as_of
+from engine.log import SEQ, WEIGHT, ChangeLog, Saved, as_of
 from engine.naive import Naive
 from engine.policy import Deferred, OnQuery, Policy
 from engine.query import Queried
@@ -229,6 +229,7 @@ class KeptModel:
             self._naive.relearn(rest())
         self._refresh(seq)
         self.forgotten = {"examples": len(as_of(told.lazy(), seq=seq - 1).collect()), "how": how}
+        self.log.flush()  # what is to be erased may lie in the log only, not in the state
         out, self._told = self._told, []
         return concat([empty(self.training.schema), *out])
 
@@ -269,7 +270,7 @@ class KeptModel:
         parts = self.examples.snapshot(), self.training.snapshot(), self.keeper.snapshot()
         labels, skew = (self._labelled, list(self._delays), self._delay), (self._open, self._final)
         kept = parts, judges, self._guesser, naive, self._count, self._seq, self._guards.counts, labels, skew
-        return kept, self.log.flush() if self.log else 0
+        return kept, self.log.save() if self.log else None
 
     def restore(self, state: Any) -> None:
         """Take over the state that `snapshot` gave. Called at most once, before the first `apply`."""
@@ -289,9 +290,16 @@ class KeptModel:
         if self._naive is not None:
             self._naive.restore(naive)
 
+    def end(self) -> None:
+        """No change comes any more: let the log have all there is."""
+        if self.log is not None:
+            self.log.flush()
+
     def close(self) -> None:
         """Leave nothing running."""
         self.keeper.close()
+        if self.log is not None:
+            self.log.close()
 
     def _reach(self, seq: int) -> None:
         """Go on to the changes of this `seq`: all of the one before have been taken in."""
@@ -543,7 +551,7 @@ def kept(
     if folder is not None:
         assert seal is not None
         changes = folder / "log" / f"{spec.name}.training"
-        log = ChangeLog(changes, schema, 0 if state is None else state[1])
+        log = ChangeLog(changes, schema, *(Saved() if state is None else state[1]))
         fits = Beside(changes, folder / "models" / spec.name / "progress", seal)
     elif versions is not None:
         log = memory = MemoryLog()

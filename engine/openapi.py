@@ -40,9 +40,9 @@ def document(graph: Graph, version: str, most: int, token: bool) -> dict[str, An
     paths["/readyz"]["get"]["responses"]["503"] = {"description": "It does not."}
     logged = [m.training for m in graph.models.values() if m.training.lookup]
     for view in graph.lookups.values():
-        paths |= _paths(view, most, False)
+        paths |= _paths(view, most, True, view.log)
     for view in logged:
-        paths |= _paths(view, most, True)
+        paths |= _paths(view, most, False, True)
     if token:
         for path in paths.keys() - {"/healthz", "/readyz"}:
             for operation in paths[path].values():
@@ -86,42 +86,37 @@ def _row(view: View) -> dict[str, Any]:
     }
 
 
-def _answer(view: View, logged: bool) -> dict[str, Any]:
+def _answer(view: View, now: bool, then: bool) -> dict[str, Any]:
+    """What is answered: as it is now, or as of a time, or either."""
     rows = {"type": "array", "items": {"anyOf": [{"$ref": f"#/components/schemas/{view.name}"}, {"type": "null"}]}}
     number = {"type": "number"}
-    head: dict[str, Any] = (
-        {AS_OF: _TYPES[TIME]}
-        if logged
-        else {
-            "version": {"type": "integer", "description": "The number of the batch after which this was so."},
-            "frontier": {**_null(_TYPES[TIME]), "description": "Every change below it is contained."},
-            "lag_seconds": {
-                "type": "object",
-                "description": "How far it is behind its direct inputs, and behind what its root sources have read.",
-                "required": ["local", "global"],
-                "properties": {"local": number, "global": number},
-            },
-            "phase": {"enum": ["backfill", "live"]},
-        }
-    )
-    properties = {"view": {"const": view.name}, **head, "rows": rows}
+    version = {
+        "version": {"type": "integer", "description": "The number of the batch after which this was so."},
+        "frontier": {**_null(_TYPES[TIME]), "description": "Every change below it is contained."},
+        "lag_seconds": {
+            "type": "object",
+            "description": "How far it is behind its direct inputs, and behind what its root sources have read.",
+            "required": ["local", "global"],
+            "properties": {"local": number, "global": number},
+        },
+        "phase": {"enum": ["backfill", "live"]},
+    }
+    heads: list[dict[str, Any]] = [version] * now + [{AS_OF: _TYPES[TIME]}] * then
+    given = [{"view": {"const": view.name}, **head, "rows": rows} for head in heads]
+    bodies = [{"type": "object", "required": list(one), "properties": one} for one in given]
     return {
         "description": "The rows of the keys, in their order; null for a key that is not there.",
-        "content": {
-            "application/json": {
-                "schema": {"type": "object", "required": list(properties), "properties": properties},
-            }
-        },
+        "content": {"application/json": {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}}},
     }
 
 
-def _paths(view: View, most: int, logged: bool) -> dict[str, Any]:
-    """The three ways to look rows of a view up."""
+def _paths(view: View, most: int, now: bool, then: bool) -> dict[str, Any]:
+    """The three ways to look rows of a view up. now, then: whether as they are, and as of a time."""
     keys = {n: _TYPES[view.schema[n]] for n in view.lookup}
-    then = [{"name": AS_OF, "in": "query", "required": True, "schema": _TYPES[TIME]}] if logged else []
-    what = "What was known at a time" if logged else "The newest row"
-    answers = {"200": _answer(view, logged), "400": _REFUSED} | ({} if logged else {"503": _REFUSED})
-    one = {**answers, "404": _answer(view, logged)}
+    at = [{"name": AS_OF, "in": "query", "required": not now, "schema": _TYPES[TIME]}] if then else []
+    what = "The newest row" if now else "What was known at a time"
+    answers = {"200": _answer(view, now, then), "400": _REFUSED} | ({"503": _REFUSED} if now else {})
+    one = {**answers, "404": _answer(view, now, then)}
     named = [{"name": n, "required": True, "schema": t} for n, t in keys.items()]
     root = f"/views/{view.name}"
     several = {"type": "array", "prefixItems": [_null(t) for t in keys.values()], "minItems": len(keys)}
@@ -135,19 +130,19 @@ def _paths(view: View, most: int, logged: bool) -> dict[str, Any]:
     by_path = {
         "operationId": f"{view.name}.get",
         "summary": f"{what} of a key of {view.name}.",
-        "parameters": [*({**p, "in": "path"} for p in named), *then],
+        "parameters": [*({**p, "in": "path"} for p in named), *at],
         "responses": one,
     }
     by_query = {
         "operationId": f"{view.name}.query",
         "summary": f"{what} of a key of {view.name}, its parts by name.",
-        "parameters": [*({**p, "in": "query"} for p in named), *then],
+        "parameters": [*({**p, "in": "query"} for p in named), *at],
         "responses": one,
     }
     many = {
         "operationId": f"{view.name}.post",
         "summary": f"{what} of many keys of {view.name}.",
-        "parameters": then,
+        "parameters": at,
         "requestBody": {"required": True, "content": {"application/json": {"schema": asked}}},
         "responses": {**answers, "411": _TEXT, "413": _TEXT},
     }

@@ -21,17 +21,21 @@ from typing import Any, Literal
 
 import polars as pl
 
+from engine.audit import SAMPLE
+from engine.audit import audit as run_audit
 from engine.draw import drawing, svg
 from engine.freshness import Bounds
 from engine.graph import AS_OF, DELETED, Expected, Graph, Model, Node, Sink, Source, View
 from engine.guard import Guard
 from engine.learnt import read
+from engine.log import OWN
+from engine.past import needed, past
 from engine.plan import roots
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from engine.taint import SUSPECT, Marked, judged, live, marked, taken
-from operators.delta import AT, BOOL, INT, POS, STRING, TIME, Schema, type_of
+from operators.delta import BOOL, INT, STRING, TIME, Schema, type_of
 from operators.expectation import REASON, Expectation, Release, chain, expected, met, quarantined, reason
 from operators.join_label import join_label, unanswered
 from operators.latest import latest
@@ -109,6 +113,19 @@ def _behind(before: str, given: Schema, steps: Sequence[tuple[str, Operator]]) -
     return made
 
 
+def _audit(graph: Graph, questions: str, every: str | timedelta | None, what: str) -> int | None:
+    """How often a model is audited, checked: its questions can be recomputed."""
+    if every is None:
+        return None
+    try:
+        needed(graph, questions, roots=True)
+    except DefinitionError as error:
+        raise DefinitionError(f"{what}: audit: {error}") from None
+    if not (found := microseconds(every, f"{what}: audit")):
+        raise DefinitionError(f"{what}: audit is {every!r}; expected more than nothing, such as '1h'")
+    return found
+
+
 class Pipeline(Graph):
     """A named set of sources, views, models and sinks.
 
@@ -145,6 +162,7 @@ class Pipeline(Graph):
         expect: Sequence[Expectation] = (),
         release: Release | None = None,
         taint: bool = False,
+        log: bool = False,
     ) -> Source:
         """A stream of changes.
 
@@ -160,7 +178,8 @@ class Pipeline(Graph):
         are). between: the event times that are believed. expect: what is expected of its rows, before anything
         reads them: `op.between("amount", 0, 10_000, severity="quarantine")`. release: what lets rows that were put
         aside in all the same: `op.release(approved, within="7d")`. taint: whether what stands on rows that do not meet
-        it is marked, in a column `suspect`.
+        it is marked, in a column `suspect`. log: whether its changes are kept in a change log; with those of all its
+        sources any view can be told as it was at any moment.
         """
         made = self._source(name, key, at, schema, lateness, idle_after, append_only, False, epoch, required, between)
         if erasable and not append_only:
@@ -169,7 +188,7 @@ class Pipeline(Graph):
                 "back; leave erasable out"
             )
         pulse = None if heartbeat is None else microseconds(heartbeat, f"source {name!r}: heartbeat")
-        self.sources[name] = made = replace(made, erasable=erasable, heartbeat=pulse)
+        self.sources[name] = made = replace(made, erasable=erasable, heartbeat=pulse, log=log)
         self._expect_of(made, expect, release, taint)
         return made
 
@@ -187,14 +206,16 @@ class Pipeline(Graph):
         expect: Sequence[Expectation] = (),
         release: Release | None = None,
         taint: bool = False,
+        log: bool = False,
     ) -> Source:
         """A keyed table: each change is the newest version of its key, or its deletion.
 
         Without `at` a version counts from when it became known; what is read before everything else counts from the
         beginning. `op.join` finds the version valid at a row's time; a view that starts from a table sees its newest
-        versions. expect, release, taint: what is expected of these, see `source`.
+        versions. expect, release, taint: what is expected of these, log: whether its changes are kept, see `source`.
         """
         made = self._source(name, key, at, schema, lateness, None, False, True, epoch, required, between)
+        self.sources[name] = made = replace(made, log=log)
         self._expect_of(made, expect, release, taint)
         return made
 
@@ -476,6 +497,7 @@ class Pipeline(Graph):
         expect: Sequence[Expectation] = (),
         release: Release | None = None,
         taint: bool = False,
+        log: bool = False,
     ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
@@ -486,7 +508,8 @@ class Pipeline(Graph):
         HTTP: True for the key of the view, or the columns that are to be the key. expect: what is expected of its rows,
         such as `op.not_null("origin", severity="quarantine")`. release: what lets rows that were put aside in all the
         same: `op.release(approved, within="7d")`. taint: whether rows that do not meet it, and what stands on them, are
-        marked, as they are anyway when something that it stands on is marked.
+        marked, as they are anyway when something that it stands on is marked. log: whether its changes are kept in a
+        change log, from which it can be told as it was at any moment (and looked up as of any, with `lookup`).
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -529,7 +552,7 @@ class Pipeline(Graph):
                 given = one.schema([given, *(columns[n] for n in inputs)])
                 made.append(Node(f"{name}.{i}" + f"-{j}" * (len(done) > 1), one, (before, *inputs), given))
                 before = made[-1].name
-        if reserved := [c for c in schema if c in (AT, POS)]:
+        if reserved := [c for c in schema if c in OWN]:
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
@@ -553,7 +576,7 @@ class Pipeline(Graph):
         if any(step.timed for step in steps):
             self.clocks[clock] = tuple(clock_of)
         self.declared.update((n.name, n) for n in made)
-        view = View(name, made[-1].schema, key, policy, declared, _lookup(lookup, key, schema, what))
+        view = View(name, made[-1].schema, key, policy, declared, _lookup(lookup, key, schema, what), log)
         self.views[name] = view
         if asked:
             whole = (end, given) if marks or taint else None
@@ -606,6 +629,7 @@ class Pipeline(Graph):
         lookup: bool | str | Sequence[str] = False,
         expect: Sequence[Expectation] = (),
         training_expect: Sequence[Expectation] = (),
+        audit: str | timedelta | None = None,
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -620,7 +644,9 @@ class Pipeline(Graph):
         warn_after, error_after: as of a view, for the time since the newest example became known that the model has
         learnt. lookup: whether the newest prediction of each key can be looked up over HTTP, and the training set as of
         any time: True for the key, or some of its columns. expect: what is expected of predictions, with severity
-        "warn" or "stop"; training_expect: of the training set.
+        "warn" or "stop"; training_expect: of the training set. audit: how often the features of a sample of questions
+        are compared with what a recompute from the change logs of all sources gives (`freshet audit`), beside a run
+        that follows.
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -663,7 +689,17 @@ class Pipeline(Graph):
         for kind, view, given in (("predictions", predictions, expect), ("training set", training, training_expect)):
             self._expect_of_model(f"{kind} of {what}", view, given)
         declared = _bounds(what, policy, None, warn_after, error_after)
-        made = Model(name, spec, questions.name, reply_name, policy, predictions, training, declared)
+        made = Model(
+            name,
+            spec,
+            questions.name,
+            reply_name,
+            policy,
+            predictions,
+            training,
+            declared,
+            _audit(self, questions.name, audit, what),
+        )
         self.models[name] = made
         self.views |= {predictions.name: predictions, training.name: training}
         return made
@@ -705,6 +741,26 @@ class Pipeline(Graph):
         made = Sink(name, tuple(r.name for r in relations), relations[0].schema)
         self.sinks[name] = made
         return made
+
+    def as_of(
+        self, name: str, known: datetime | None = None, *, seq: int | None = None, state: str | Path
+    ) -> pl.DataFrame:
+        """A source, view or training set as it was with what was known at a time, or with the changes up to `seq`.
+
+        state: where a run keeps its state, such as "state/flights". From its own change log, or recomputed from those
+        of what it is made of. In the order of `_at` and `_pos`. Raises `DefinitionError` when neither is there,
+        `LogError` when a log is damaged.
+        """
+        return past(self, Path(state), name, known, seq)
+
+    def audit(self, model: str, *, state: str | Path, sample: int = SAMPLE) -> dict[str, Any]:
+        """Whether features were served to a model as a recompute from the change logs gives them: see
+        `engine.audit.audit`. `mismatches` must be 0.
+
+        state: where a run keeps its state. sample: how many questions are looked at, at most. Raises `DefinitionError`
+        when it cannot be audited, `LogError` when a log is damaged.
+        """
+        return run_audit(self, Path(state), model, sample)
 
     def replay(self, frames: Mapping[str, pl.DataFrame], batch_rows: int = 1000) -> dict[str, pl.DataFrame]:
         """The views and predictions that follow from these rows, by the same operators as in production.

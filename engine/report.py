@@ -192,8 +192,9 @@ def _of_model(run: Run, name: str, told: dict[str, Any], now: int | None, bounds
     """The figures of a model, and how old what it has learnt is."""
     since = (run.merge.since if run.merge is not None else None) or 0
     trained = told["trained"] if told["trained"] is not None else since
+    audit = None if run.audits is None else run.audits.figures(name)
     lag = now - trained if now is not None and run.live else None
-    return {**told, **_declared(bounds, lag), "state": bounds.state(lag, run.live, False)}
+    return {**told, **_declared(bounds, lag), "state": bounds.state(lag, run.live, False), "audit": audit}
 
 
 def look(run: Run, now: int) -> None:

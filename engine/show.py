@@ -333,6 +333,26 @@ def logs_of(logs: Sequence[About]) -> RenderableType:
     return table
 
 
+def audits_of(audits: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What audits of models found, by feature, and some of what is wrong."""
+    parts: list[RenderableType] = []
+    for a in audits:
+        about = f"{number(a['checked'])} of {number(a['answered'])} answered questions, {a['seconds']:.1f} s"
+        table = _table(f"{a['model']}: {about}", "feature", "mismatch", "missing", "extra")
+        for name, kinds in a["features"].items():
+            table.add_row(name, *map(number, kinds.values()))
+        parts.append(table)
+        whole = {"without a row": a["absent"], "with what became known later": a["later"]}
+        parts += [Text(f"{number(n)} questions {what}") for what, n in whole.items() if n]
+        parts += [
+            Text(f"{', '.join(map(str, w['key']))} (change {w['seq']}): {w['feature']} was served as {w['served']}, "
+                 f"recomputed it is {w['recomputed']}")
+            for w in a["wrong"]
+        ]  # fmt: skip
+        parts.append(Text())
+    return Group(*parts)
+
+
 _NO_VERSIONS = {
     "immediate": "learns each answer as it comes: there are no versions",
     "on_query": "fitted for each question: there are no versions",

@@ -50,8 +50,14 @@ class MemoryLog:
         self._deltas.append(delta)
         self._known.append(known)
 
+    def save(self) -> None:
+        """There is nothing that a state could remember."""
+
     def flush(self) -> int:
         return 0
+
+    def close(self) -> None:
+        """Nothing is left to be done."""
 
     def changes(self, schema: Schema) -> tuple[Delta, Ints]:
         """All changes, in order."""

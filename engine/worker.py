@@ -109,6 +109,8 @@ def watch(live: Run, thread: Thread, console: Console, quiet: bool, log: Log, pa
             said.look(standing_of(live))
             if (now := live.now()) is not None:
                 look(live, now)
+                if live.audits is not None and live.live and not live.stop.is_set():
+                    live.audits.look(now)
             if parent not in (None, os.getppid()):
                 os._exit(1)
             if live.stop.is_set() and live.silent > 1:

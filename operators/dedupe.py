@@ -56,6 +56,10 @@ class Dedupe(Operator):
         return (self.by,)
 
     @property
+    def reach(self) -> int | None:
+        return self.within
+
+    @property
     def definition(self) -> dict[str, Any]:
         return {"by": list(self.by), "within": self.within}
 

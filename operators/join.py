@@ -83,6 +83,10 @@ class Join(Joined):
             )
         return super().chosen(inputs)
 
+    @property
+    def reach(self) -> int | None:
+        return 0
+
     def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
         versions = completed(relations[1], self.right_on)
         rows, found = self.pairs([relations[0], versions], pl.col("_r_at") <= pl.col(AT))

@@ -49,6 +49,10 @@ class JoinAsof(Joined):
     tolerance: int | None
 
     @property
+    def reach(self) -> int | None:
+        return 0
+
+    @property
     def definition(self) -> dict[str, Any]:
         return {**super().definition, "tolerance": self.tolerance}
 

@@ -66,6 +66,15 @@ class Operator(abc.ABC):
         return False
 
     @property
+    def reach(self) -> int | None:
+        """How far back, in microseconds, the rows of the first input lie that a row of the result is made of.
+
+        Those of the result with `at` from a to b are made of those with `at` from a - reach to b, and of all of the
+        other inputs. None: that cannot be said.
+        """
+        return None
+
+    @property
     def others(self) -> tuple[Relation, ...]:
         """The inputs beside the first, in the order in which `apply` takes their deltas."""
         return ()

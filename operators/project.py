@@ -64,6 +64,10 @@ class Project(Operator):
     _types: dict[tuple[tuple[str, pl.DataType], ...], Schema] = field(default_factory=dict, init=False, repr=False)
 
     @property
+    def reach(self) -> int | None:
+        return 0
+
+    @property
     def definition(self) -> dict[str, Any]:
         return {"names": list(self.names), "columns": {n: fingerprint(e) for n, e in self.columns.items()}}
 

@@ -38,6 +38,10 @@ class Where(Operator):
     condition: pl.Expr
 
     @property
+    def reach(self) -> int | None:
+        return 0
+
+    @property
     def definition(self) -> dict[str, Any]:
         return {"condition": fingerprint(self.condition)}
 

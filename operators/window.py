@@ -103,6 +103,11 @@ class Window(Operator):
         return (self.by,)
 
     @property
+    def reach(self) -> int | None:
+        sizes = [self.microseconds(n, r) for n, r in self.reductions]
+        return None if None in sizes else max(size or 0 for size in sizes)
+
+    @property
     def definition(self) -> dict[str, Any]:
         return {
             "by": list(self.by),

@@ -373,6 +373,40 @@ ONE_MODEL = Dashboard(
             ],
         ),
         (
+            "Audits: what was served against a recompute",
+            [
+                Panel(
+                    "Mismatches",
+                    "Features that were not served as a recompute from the change logs gives them, since the worker "
+                    "began; (absent), (later): questions without a row, or with what became known later. All must be "
+                    "0: see the last report in audit/ of the state, and freshet audit.",
+                    [(now("freshet_audit_mismatches_total", MODEL), "{{model}}: {{feature}}")],
+                    width=8,
+                    bad=1,
+                ),
+                Panel(
+                    "Questions audited",
+                    "Questions that audits have looked at, and audits that failed. Only of models with audit=.",
+                    [
+                        (now("freshet_audit_questions_total", MODEL), "{{model}}: questions"),
+                        (now("freshet_audits_total", MODEL + ', verdict="failed"'), "{{model}}: failed audits"),
+                    ],
+                    width=8,
+                ),
+                Panel(
+                    "Age of the last audit",
+                    "Since an audit last ended, beside how often there is one. If it climbs beyond, audits hang or are "
+                    "slower than that: see the log of the worker, or audit less often.",
+                    [
+                        (age("freshet_audit_last_end_timestamp_seconds", MODEL), "{{model}}"),
+                        (now("freshet_audit_interval_seconds", MODEL), "{{model}}: every"),
+                    ],
+                    "s",
+                    8,
+                ),
+            ],
+        ),
+        (
             "Versions of deferred models",
             [
                 Panel(

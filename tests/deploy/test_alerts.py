@@ -110,6 +110,21 @@ CASES: dict[str, list[Case]] = {
               'freshet_model_refreshes_total{model="m", verdict="published"}': "4x20 5x90"}),
         Case({'freshet_model_refreshes_total{model="m", verdict="refused"}': "0x20 1x70"}),
     ],
+    "FreshetConsistencyBroken": [
+        Case({'freshet_audit_mismatches_total{model="m", feature="a"}': "0x30 1x60",
+              'freshet_audit_mismatches_total{model="m", feature="b"}': "0x90"}, '{instance="w", model="m"}'),
+        Case({'freshet_audit_mismatches_total{model="m", feature="a"}': "0x90",
+              'freshet_audit_mismatches_total{model="m", feature="(absent)"}': "0x90"}),
+    ],
+    "FreshetAuditFailing": [
+        Case({'freshet_audits_total{model="m", verdict="failed"}': "0x30 1x60"}, '{instance="w", model="m"}'),
+        Case({'freshet_audits_total{model="m", verdict="failed"}': "1x90",
+              'freshet_audits_total{model="m", verdict="done"}': "0+1x90"}),
+        Case({'freshet_audit_last_end_timestamp_seconds{model="m"}': "0x90",
+              'freshet_audit_interval_seconds{model="m"}': "600x90"}, '{instance="w", model="m"}'),
+        Case(growing('freshet_audit_last_end_timestamp_seconds{model="m"}')
+             | {'freshet_audit_interval_seconds{model="m"}': "600x90"}),
+    ],
     "FreshetCheckpointOld": [
         Case({"freshet_checkpoint_last_success_timestamp_seconds": "0x90"} | EPOCH, '{instance="w"}'),
         Case({"process_start_time_seconds": "0x90"} | EPOCH, '{instance="w"}'),

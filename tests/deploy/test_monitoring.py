@@ -31,7 +31,7 @@ from engine import Pipeline, debt, deferred, guard, immediate, on_query
 
 p = Pipeline("everything")
 payments = p.source(
-    "payments", key="tx", at="at", lateness="60s", epoch={"at": "ms"},
+    "payments", key="tx", at="at", lateness="60s", epoch={"at": "ms"}, log=True,
     schema={"tx": int, "card": str, "shop": str, "amount": float, "at": pl.Datetime},
 )
 chargebacks = p.source(
@@ -50,7 +50,7 @@ answers = p.view("answers", chargebacks, op.project("tx", cost=pl.when(pl.col("f
 learner = preprocessing.StandardScaler() | linear_model.LinearRegression()
 GUARDS = [guard.clip("sane", 0, 20), guard.refuse("large", pl.col("amount") > 200)]
 asked = dict(answers=answers, label="cost", wait="5m")
-at_once = p.model("at_once", features, learner=learner, refresh=immediate(), guards=GUARDS, **asked)
+at_once = p.model("at_once", features, learner=learner, refresh=immediate(), guards=GUARDS, audit="10s", **asked)
 fitted = p.model(
     "fitted", features, learner=learner, refresh=deferred(rows=200, debt=debt(per_second=10.0)), guards=GUARDS, **asked
 )
@@ -166,6 +166,12 @@ def test_all_is_seen_and_a_worker_that_is_killed_looks_stale_not_frozen(
         told = prometheus.firing()["FreshetViewStale"]["summary"]
         assert re.fullmatch(r"View \w+(\.\w+)? contains what happened up to \d+d .* ago, and nothing newer\.", told)
 
+        until(
+            lambda: alive() and prometheus.query('freshet_audits_total{verdict="done"} > 0') != [],
+            lambda: f"no audit ended: {prometheus.query('freshet_audits_total')}",
+        )
+        assert prometheus.query("freshet_audit_questions_total > 0") != []
+        assert prometheus.query("freshet_audit_mismatches_total > 0") == []
         age = "time() - last_over_time(freshet_checkpoint_last_success_timestamp_seconds[1h])"
         assert max(value for _, value in prometheus.query(age)) < 10
         process.kill()

@@ -42,7 +42,7 @@ orders = p.source(
 told = p.source("told", key="id", at="at", lateness="1m", schema={"id": int, "y": float, "at": pl.Datetime})
 rows = p.view("rows", orders, op.where(pl.col("id") >= 0), lookup=True)
 shops = p.view("shops", orders, op.aggregate(by="shop", n=op.count(), x=op.total("x")), lookup=True)
-newest = p.view("newest", orders, op.project("id", "shop", "x"), lookup="shop")
+newest = p.view("newest", orders, op.project("id", "shop", "x"), lookup="shop", log=True)
 days = p.view("days", orders, op.aggregate(by=["shop", "day", "vip"], n=op.count()), lookup=True)
 asked = p.view("asked", orders, op.project("id", "x"))
 m = p.model("m", asked, answers=told, label="y", learner=linear_model.LinearRegression(), lookup=True)
@@ -176,6 +176,16 @@ def test_the_newest_prediction_and_the_training_set_as_of_a_time(ask: Client) ->
     many = ask("/views/m.training?as_of=2024-01-01T12:00:22Z", b'{"keys": [3, 1, 1]}')[1]["rows"]
     assert [r and r["id"] for r in many] == [None, 1, 1]
     assert ask("/views/m.training?as_of=2024-01-02", b'{"keys": [3, 4]}')[1]["rows"][0]["label"] == 3.0
+
+
+def test_a_view_with_a_change_log_as_of_a_time_and_now(ask: Client) -> None:
+    """The newest row of a key, of those that were there then."""
+    for second, expected in ((1, [0, 1]), (3, [2, 3]), (59, [4, 5])):
+        status, then = ask(f"/views/newest?as_of=2024-01-01T12:00:{second:02}Z", b'{"keys": ["a", "b", "c"]}')
+        assert (status, then["as_of"]) == (200, f"2024-01-01T12:00:{second:02}Z")
+        assert [r and r["id"] for r in then["rows"]] == [*expected, None]
+    assert ask("/views/newest/a?as_of=2024-01-01T11:59:59Z")[0] == 404
+    assert ask("/views/newest/a")[1]["rows"] == ask("/views/newest/a?as_of=2024-01-02")[1]["rows"]
 
 
 WRONG = [
@@ -327,6 +337,10 @@ def test_the_document_is_valid_and_true(ask: Client, run: Run) -> None:
         jsonschema.validate(told, {**schema, **resolved})
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**told, "rows": [{"more": 1}]}, {**schema, **resolved})
+    newest = made["paths"]["/views/newest/{shop}"]["get"]
+    assert [(p["name"], p["required"]) for p in newest["parameters"]] == [("shop", True), ("as_of", False)]
+    schema = newest["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(ask("/views/newest/a?as_of=2024-01-02")[1], {**schema, **resolved})
     body = made["paths"]["/views/days"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     jsonschema.validate({"keys": [["a", None, True]]}, body)
     with pytest.raises(jsonschema.ValidationError):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import engine.log
-from engine.log import ChangeLog, LogError, as_of, logs, scan
+from engine.log import ChangeLog, LogError, as_of, erased, logs, scan
 from operators.delta import (
     BEGINNING,
     BOOL,
@@ -216,6 +219,71 @@ def test_a_log_is_the_list_of_what_was_appended(
     assert content(flushed.read()) == content(scan(folder)) == expected(rows[: lengths[-1]])
 
 
+class Later(Executor):
+    """A writer that does nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        self.work.append(lambda: done.set_result(fn(*args, **kwargs)))
+        return done
+
+    def go_on(self, steps: int) -> None:
+        """Do the oldest of what was to be done."""
+        for one in self.work[:steps]:
+            one()
+        del self.work[:steps]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_saved_is_there_however_little_was_written(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the disk, and after a crash at any moment the log is what it was when the state was saved."""
+    monkeypatch.setattr(engine.log, "_BLOCK", 3)
+    dice, waited = random.Random(seed), 0
+    log, rows = ChangeLog(tmp_path, SCHEMA, writer=(writer := Later())), list[Row]()
+    for _ in range(8):
+        for _ in range(dice.randrange(1, 6)):
+            new = [number(len(rows) + k) for k in range(dice.randrange(4))]
+            append(log, new)
+            rows += new
+            writer.go_on(dice.randrange(2))
+        saved, there = pickle.loads(pickle.dumps(log.save())), len(rows)
+        waited += saved.rest is not None
+        append(log, [number(len(rows))])
+        writer.go_on(dice.randrange(4))
+        rows = rows[:there]
+        assert content(ChangeLog(tmp_path, SCHEMA, *saved).read()) == expected([*rows])
+        log = ChangeLog(tmp_path, SCHEMA, len(rows), writer=(writer := Later()))
+    assert waited > 3
+
+
+def test_a_state_has_few_rows_of_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.log, "_REST", 4)
+    log = ChangeLog(tmp_path, SCHEMA)
+    append(log, [number(n) for n in range(5)])
+    assert log.save() == (5, None)
+    append(log, [number(5)])
+    log.flush()
+    assert log.save() == (6, None)
+
+
+def test_what_cannot_be_written_is_told_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = ChangeLog(tmp_path, SCHEMA)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(engine.log.ChangeLog, "_commit", full)
+    append(log, [number(0)])
+    log.save()
+    with pytest.raises(OSError, match="No space left"):
+        log.flush()
+
+
 def test_many_appends_with_one_seq_keep_their_order(tmp_path: Path) -> None:
     log = ChangeLog(tmp_path, SCHEMA)
     rows = [number(n)._replace(seq=n // 40) for n in random.Random(1).sample(range(200), 200)]
@@ -329,7 +397,7 @@ def test_a_crash_between_any_two_steps(step: int, tmp_path: Path, monkeypatch: p
 
 
 WRITER = """
-import signal, sys
+import pickle, signal, sys
 from itertools import pairwise
 from pathlib import Path
 import numpy as np
@@ -337,8 +405,8 @@ import engine.log
 from operators.delta import INT, Delta
 engine.log.TEND = 3
 folder, state, flushes, seconds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-length = int(state.read_text()) if state.exists() else 0
-log = engine.log.ChangeLog(folder, {"i": INT}, length)
+length, saved = pickle.loads(state.read_bytes()) if state.exists() else (0, engine.log.Saved())
+log = engine.log.ChangeLog(folder, {"i": INT}, *saved)
 while True:
     if not flushes:
         signal.setitimer(signal.ITIMER_REAL, seconds)  # it is killed by its alarm, whatever it is doing then
@@ -347,9 +415,9 @@ while True:
         n = np.arange(length, length + 5)
         log.append(Delta({"i": n}, np.ones(5, np.int64), n, n, n), n)
         length += 5
-    log.flush()
-    if flushes % 2:  # states are saved less often than logs are flushed
-        (state.parent / "new").write_text(str(length))
+    saved = log.save() if flushes % 3 else engine.log.Saved(log.flush())
+    if flushes % 2:  # states are saved less often than logs are written
+        (state.parent / "new").write_bytes(pickle.dumps((length, saved)))
         (state.parent / "new").rename(state)
 """
 KILLS = int(os.environ.get("FRESHET_KILLS", "5"))
@@ -366,10 +434,11 @@ def test_killed_at_random_moments_it_holds_what_the_state_says(tmp_path: Path) -
             text=True,
         )
         assert done.returncode == -signal.SIGALRM, done.stderr
-        lengths.append(int(state.read_text()))
+        length, saved = pickle.loads(state.read_bytes())
+        lengths.append(length)
         copy = tmp_path / f"copy{lengths[-1]}"
         shutil.copytree(folder, copy)
-        found = ChangeLog(copy, {"i": INT}, lengths[-1]).read().collect()
+        found = ChangeLog(copy, {"i": INT}, *saved).read().collect()
         assert found["i"].to_list() == found["_row"].to_list() == list(range(lengths[-1]))
     assert all(a < b for a, b in pairwise(lengths))
 
@@ -497,14 +566,19 @@ def test_much_is_erased_slice_by_slice(tmp_path: Path, monkeypatch: pytest.Monke
     assert log.erase(pl.col("s") == "nobody") == 0
 
 
-def test_what_was_not_flushed_is_not_counted_when_something_is_erased(tmp_path: Path) -> None:
+def test_what_was_not_flushed_is_erased_too(tmp_path: Path) -> None:
     log = ChangeLog(tmp_path, SCHEMA)
     append(log, [number(n) for n in range(3)])
     log.flush()
-    append(log, [number(3)])
-    assert log.erase(pl.col("i") == 1) == 1
-    with pytest.raises(LogError, match="has had 3 rows, but the state has already appended 4"):
-        ChangeLog(tmp_path, SCHEMA, 4)
+    append(log, [number(3), number(4)])
+    assert erased(tmp_path) == -1
+    assert log.erase(pl.col("i") % 2 == 1) == 2
+    assert erased(tmp_path) == 4, "up to the last change that was there"
+    append(log, [number(5)])
+    log.flush()
+    assert erased(tmp_path) == 4
+    kept = [number(n) if n % 2 == 0 else None for n in range(5)]
+    assert content(ChangeLog(tmp_path, SCHEMA, 5).read()) == expected(kept)
 
 
 def test_erasing_by_what_is_not_a_column_is_refused(tmp_path: Path) -> None:

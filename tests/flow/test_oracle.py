@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -55,14 +57,31 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def db(base: Path) -> duckdb.DuckDBPyConnection:
+def known_by(lines: list[str], at: Callable[[dict[str, Any]], int], known: int | None) -> list[str]:
+    """The first lines: those that were known by then, in milliseconds; all of them by default."""
+    newest = 0
+    for i, line in enumerate(lines):
+        try:
+            newest = max(newest, at(json.loads(line)))
+        except (ValueError, KeyError):
+            continue
+        if known is not None and newest > known:
+            return lines[:i]
+    return lines
+
+
+def oracle(base: Path, known: int | None = None) -> duckdb.DuckDBPyConnection:
+    """The views from scratch, over the rows that were known by then, in milliseconds."""
     db = duckdb.connect()
-    payments = pl.DataFrame(on_time((base / "data" / "payments.jsonl").read_text().splitlines(), "at"))
+
+    def lines(name: str, at: Callable[[dict[str, Any]], int]) -> list[str]:
+        return known_by((base / "data" / f"{name}.jsonl").read_text().splitlines(), at, known)
+
+    payments = pl.DataFrame(on_time(lines("payments", lambda row: int(row["at"])), "at"))
     messages = pl.DataFrame(
         [
             {"fraud": None, **json.loads(line), "pos": i}
-            for i, line in enumerate((base / "data" / "chargebacks.jsonl").read_text().splitlines())
+            for i, line in enumerate(lines("chargebacks", lambda row: int(row["known"])))
         ],
         infer_schema_length=None,
     )
@@ -75,7 +94,7 @@ def db(base: Path) -> duckdb.DuckDBPyConnection:
                 "limit": (e["after"] or {}).get("limit"),
                 "pos": i,
             }
-            for i, e in enumerate(map(json.loads, (base / "data" / "shops.jsonl").read_text().splitlines()))
+            for i, e in enumerate(map(json.loads, lines("shops", lambda e: int(e["source"]["ts_ms"]))))
         ],
         infer_schema_length=None,
     )
@@ -100,6 +119,19 @@ def db(base: Path) -> duckdb.DuckDBPyConnection:
         GROUP BY ALL
     """)
     return db
+
+
+LABELLED = """
+    WITH newest AS (
+        SELECT * FROM messages m WHERE pos = (SELECT max(pos) FROM messages n WHERE n.tx = m.tx) AND op <> 'delete')
+    SELECT f.tx, newest.fraud FROM features f JOIN newest ON newest.tx = f.tx
+    WHERE newest.known BETWEEN f.at AND f.at + 86400000
+"""
+
+
+@pytest.fixture(scope="module")
+def db(base: Path) -> duckdb.DuckDBPyConnection:
+    return oracle(base)
 
 
 def close(a: object, b: object) -> bool:
@@ -134,12 +166,7 @@ def test_by_country(base: Path, db: duckdb.DuckDBPyConnection) -> None:
 
 def test_labelled(base: Path, db: duckdb.DuckDBPyConnection) -> None:
     got = {r["tx"]: r for r in map(json.loads, accumulated(base / "out" / "labelled.jsonl").elements())}
-    want = db.sql("""
-        WITH newest AS (
-            SELECT * FROM messages m WHERE pos = (SELECT max(pos) FROM messages n WHERE n.tx = m.tx) AND op <> 'delete')
-        SELECT f.tx, newest.fraud FROM features f JOIN newest ON newest.tx = f.tx
-        WHERE newest.known BETWEEN f.at AND f.at + 86400000
-    """).fetchall()
+    want = db.sql(LABELLED).fetchall()
     assert {tx: r["fraud"] for tx, r in got.items()} == dict(want)
     assert len(want) > 2000
 

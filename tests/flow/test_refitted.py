@@ -323,7 +323,7 @@ def test_a_live_run_predicts_while_it_fits_and_goes_back_when_asked(tmp_path: Pa
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("export", "cost", "--out", "a.csv"), "there is no change log of 'cost'"),
+        (("export", "cost", "--out", "a.csv"), "there is no source or view 'cost' in pipeline 'refitted'"),
         (("export", "cost.training", "--out", "a.xls"), "expected a name that ends in .parquet, .csv"),
         (
             ("export", "cost.training", "--out", "a.csv", "--as-of", "noon"),

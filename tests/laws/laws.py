@@ -195,6 +195,20 @@ def one_definition(case: Case, history: History, rng: np.random.Generator, oracl
             same(expected, oracle(case, inputs), f"{case}: recompute does not give what SQL gives")
 
 
+def reach_is_enough(case: Case, history: History, rng: np.random.Generator) -> None:
+    """Rows of the result are what they are when no older rows of the first input are there than `reach` says."""
+    if (reach := case.operator.reach) is None:
+        return
+    first, *others = (frame.lazy() for frame in history.relations())
+    whole = case.operator.recompute([first, *others]).collect()
+    for at in rng.permutation(whole[AT].unique(maintain_order=True).to_numpy())[:3].tolist():
+        near = first.filter(pl.col(AT).is_between(max(at, BEGINNING + reach) - reach, at))
+        found = case.operator.recompute([near, *others]).collect().filter(pl.col(AT) == at)
+        expected = whole.filter(pl.col(AT) == at)
+        what = f"{case}: rows at {at} are made of others than its reach {reach} says"
+        same(relation(found, case.out), relation(expected, case.out), what)
+
+
 def cuts_do_not_show(case: Case, history: History, rng: np.random.Generator) -> None:
     """Law 2: how a history is cut into deltas does not show in the result, nor in what was served on the way."""
     by_row = run(case, history.steps(history.seqs))

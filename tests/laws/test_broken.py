@@ -176,6 +176,12 @@ class RepeatsItself(Right):
         return to_delta(back, OUT)
 
 
+class LooksFurtherBack(Right):
+    """It counts from the beginning, and says that it looks back by no more than this."""
+
+    reach = 2
+
+
 class LosesTheOrder(Right):
     def apply(self, deltas: Sequence[Delta], horizon: int = BEGINNING) -> Delta:
         out = super().apply(deltas, horizon)
@@ -185,6 +191,10 @@ class LosesTheOrder(Right):
 @dataclass(frozen=True, eq=False)
 class Toy(Operator):
     made: Callable[[bool], Maintained]
+
+    @property
+    def reach(self) -> int | None:
+        return getattr(self.made, "reach", None)
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -233,6 +243,7 @@ ALL = [
 BROKEN = [
     (ForgetsRetractions, laws.one_definition, "not what recompute gives|while .* is there"),
     (Right, one_definition_with_other_sql, "not give what SQL gives"),
+    (LooksFurtherBack, laws.reach_is_enough, "made of others than its reach 2 says"),
     (TakesADeltaAsOneChange, laws.cuts_do_not_show, "other rows were served"),
     (CountsDeltas, laws.cuts_do_not_show, "another than row by row"),
     (KeepsKeys, laws.undone, "keys are held"),

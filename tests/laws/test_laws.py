@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import operators
@@ -41,6 +41,15 @@ def test_no_oracle_is_left_over() -> None:
 @given(data=HISTORIES)
 def test_one_definition(case: Case, data: bytes) -> None:
     laws.one_definition(case, decode(data, case.schemas), _rng(data), oracle)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.operator.reach is not None], ids=lambda c: f"{c.operator.name}-{c.sample}"
+)
+@settings(max_examples=15)
+@given(data=HISTORIES)
+def test_reach_is_enough(case: Case, data: bytes) -> None:
+    laws.reach_is_enough(case, decode(data, case.schemas), _rng(data))
 
 
 @every_case

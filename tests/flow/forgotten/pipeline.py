@@ -16,6 +16,7 @@ payments = p.source(
     at="at",
     lateness="60s",
     erasable=True,
+    log=True,
     epoch={"at": "ms"},
     schema={"tx": int, "card": str, "shop": str, "amount": float, "at": pl.Datetime},
 )
@@ -25,11 +26,12 @@ chargebacks = p.source(
     at="known",
     lateness="60s",
     append_only=False,
+    log=True,
     epoch={"known": "ms"},
     schema={"tx": int, "known": pl.Datetime, "fraud": bool},
 )
 questions = p.view(
-    "questions", payments, op.dedupe(by="tx", within="1d"), op.window(by="card", size="10m", n=op.count())
+    "questions", payments, op.dedupe(by="tx", within="1d"), op.window(by="card", size="10m", n=op.count()), log=True
 )
 answers = p.view("answers", chargebacks, op.project("tx", cost=pl.when(pl.col("fraud")).then(25.0).otherwise(0.0)))
 
