@@ -386,6 +386,8 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: op.categories("x", "ab", by="key", within="1d", against="7d"), "categories: the values of 'x' are 'ab'"),
     (lambda f: calibrate(pipeline(f), []), "pipeline 'p' has no learned expectation; declare one, such as op.stuck("),
     (lambda f: calibrate(pipeline(f, op.usual("x", by="key")), [], 0), "the budget is 0; expected more than 0"),
+    (lambda f: calibrate(p := pipeline(f, op.usual("x", by="key")), partitions(p, {})),
+     "s: usual(x): history has 0 days on which it can be judged; expected 30 or more"),
     (lambda f: learnt(f, frame(np.zeros((240, 2))), op.usual("x", by="key")),
      "s: usual(x): history has 10 days on which it can be judged; expected 30 or more"),
     (lambda f: (f.write_text("{}"), read(f)), "is not what was learnt ('bounds'); expected what freshet calibrate"),
