@@ -257,10 +257,11 @@ def waits(graph: Graph) -> dict[str, float]:
 
     In microseconds; infinite where nothing that depends on time makes a view due. Raises `DefinitionError`, see `lags`.
     """
-    found, target = dict.fromkeys(graph.sources, 0.0), lags(graph)
+    found, target = _Of(graph, dict.fromkeys(graph.sources, 0.0), max), lags(graph)
     for node in graph.declared.values():
         found[node.name] = max(found[i] for i in node.inputs)
-        hold, mine = graph.holds.get(node.view), {n.name for n in graph.declared.values() if n.view == node.view}
+        hold = graph.holds.get(node.view)
+        mine = {n for n in (*graph.declared, *graph.clocks) if n.partition(".")[0] == node.view}
         if hold and not mine.issuperset(node.inputs):
             given = (hold.refresh.every, target.get(node.view))
             found[node.name] += min((us for us in given if us is not None), default=inf)
