@@ -140,12 +140,12 @@ class KeptModel:
         numbers: list[int] = []
         events, seqs, turn = self._events(answers), answers.seq.tolist(), 0
         if len(questions):
-            questions = questions.with_columns(questions.columns | self._from(questions.seq, reached))
+            served = questions.with_columns(questions.columns | self._from(questions.seq, reached))
             keys = _keys(questions, self.spec.key)
             rows = self.keeper.rows(questions.columns, {f: self.spec.questions[f] for f in self.spec.features})
             if self._naive is not None and self.keeper.tell is None:
                 self._twins = self._naive.student.rows(questions.columns, self._naive.schema)
-            moved, row = _moved(questions, keys), self.training.serve(questions)
+            moved, row = _moved(questions, keys), self.training.serve(served)
             if self._guards:
                 columns = {n: questions.columns[n] for n in self.spec.questions}
                 self._guarding = columns, self._guards.before(columns)
@@ -187,7 +187,7 @@ class KeptModel:
             self.training.forget(self._forgotten)
             self._forgotten = []
         told, self._told = self._told, []
-        predictions = self._published(questions, numbers, asked) if asked else empty(self.schema)
+        predictions = self._published(served, numbers, asked) if asked else empty(self.schema)
         return predictions, concat(told) if told else empty(self.training.schema)
 
     def forget(self, positions: Ints, seq: int, clock: int) -> Delta:

@@ -302,6 +302,19 @@ def test_nothing_is_said_of_a_version_where_none_served() -> None:
     )["trained"].to_list() == [1] * (fitted["model_version"].n_unique() - 1)  # fmt: skip
 
 
+def test_a_column_of_such_a_name_that_is_no_feature_is_left_as_it_is() -> None:
+    p = Pipeline("p")
+    rides = p.source("rides", key="id", at="at", schema={"id": int, "at": pl.Datetime, "x": float})
+    asked = p.view("asked", rides, op.project("id", "x", seq=pl.col("id") * 100))
+    told = p.source("told", key="id", at="at", schema={"id": int, "at": pl.Datetime, "y": float})
+    far = guard.refuse("far", pl.col("seq") >= 300)
+    learner = linear_model.LinearRegression()
+    p.model("m", asked, answers=told, label="y", features=["x"], learner=learner, guards=[far])
+    given = pl.DataFrame({"id": range(5), "at": [START] * 5, "x": [1.0] * 5})
+    got = p.replay({"rides": given})["m.predictions"]
+    assert got.select("id", "seq", "guards").rows() == [(i, i, "far" if i >= 3 else None) for i in range(5)]
+
+
 def test_a_feature_of_such_a_name_is_refused() -> None:
     p = Pipeline("p")
     rides = p.source("rides", key="id", at="at", schema={"id": int, "at": pl.Datetime, "frontier": float})
