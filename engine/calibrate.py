@@ -40,7 +40,7 @@ from engine.learnt import Calibrated, Learnt
 from engine.merge import Merge, Partition
 from engine.plan import due, rank
 from engine.replay import changes
-from operators.delta import BEGINNING, Delta, to_series
+from operators.delta import BEGINNING, FLOAT, Delta, to_series
 from operators.expression import columns, evaluate
 from operators.learned import Learned, Range, Ranges
 from operators.operator import DefinitionError
@@ -50,6 +50,16 @@ DAYS, TOLD, ALONE, COMMON = 60, 5, 5.0, 0.2
 than the next a maximum is that stands alone; the share of rows from which on a value is common."""
 
 _DAY = 86_400_000_000
+_NONE = pl.DataFrame(
+    schema={
+        "_key": pl.String,
+        "_group": pl.String,
+        "_day": pl.Int64,
+        "_least": FLOAT,
+        "_most": FLOAT,
+        "_rows": pl.Int64,
+    }
+)
 
 
 def calibrate(
@@ -88,7 +98,7 @@ def calibrate(
     table, found = list[Calibrated](), dict[str, Learnt]()
     for (name, expectation), (_, e, days) in seen.items():
         of = f"{name}: {expectation}"
-        told_of = _found(_warm(_together(days), e), e, budget, of)
+        told_of = _found(_warm(_together([_NONE, *days]), e), e, budget, of)
         table += [Calibrated(name, expectation, *one) for one in told_of]
         groups = {group: bounds for group, bounds, _, _ in told_of if group is not None}
         found[of] = Learnt(e.asked, Ranges(groups, next(b for group, b, _, _ in told_of if group is None)))
@@ -104,7 +114,9 @@ def _days(rows: Delta, told: Expected, e: Learned, until: int | None) -> pl.Data
     made = [e.key.alias("_key"), e.group.alias("_group"), e.statistic.alias("_value")]
     frame = evaluate(frame, made).select("_key", "_group", "_value", _day=pl.Series(rows.at // _DAY))
     frame = frame.filter(pl.col("_value").is_finite())
-    return _together([frame.select("_key", "_group", "_day", _least="_value", _most="_value", _rows=1)])
+    return _together(
+        [frame.select("_key", "_group", "_day", _least="_value", _most="_value", _rows=pl.lit(1, pl.Int64))]
+    )
 
 
 def _together(days: Sequence[pl.DataFrame]) -> pl.DataFrame:

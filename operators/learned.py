@@ -228,7 +228,8 @@ def level(
     Raises `DefinitionError` when `against` is not longer than `within`.
     """
     keys, short, long = _durations("level", column, by, within, against)
-    here, usually = (f"_mean({column_named(column, 'level')}; {', '.join(keys)}; {d})" for d in (short, long))
+    about = f"{column_named(column, 'level')}; {', '.join(keys)}; {short} of {long}"
+    here, usually = (f"_mean({about}; {d})" for d in (short, long))
     return Learned(
         name=named(name, "level", column),
         severity=severity,
@@ -298,7 +299,8 @@ def _spread(
     """The total variation between the shares of bins within a duration and within a longer one."""
     keys, short, long = _durations(kind, column, by, within, against)
     inside = {f"_in({kind}; {column}; {list(bins)}; {value!r})": made for value, made in bins.items()}
-    shares = [(f"{one}; {', '.join(keys)}; {size}", mean(one, size=size)) for one in inside for size in (short, long)]
+    about = f"{', '.join(keys)}; {short} of {long}"
+    shares = [(f"{one}; {about}; {size}", mean(one, size=size)) for one in inside for size in (short, long)]
     apart = [(pl.col(a) - pl.col(b)).abs() for (a, _), (b, _) in zip(shares[::2], shares[1::2], strict=True)]
     return Learned(
         name=named(name, kind, column),
@@ -325,10 +327,9 @@ def new_ratio(
     has less than twice as many rows as the shorter every row is as expected.
     """
     keys, short, long = _durations("new_ratio", column, by, within, against)
-    key, about = ", ".join(keys), f"{column_named(column, 'new_ratio')}; {', '.join(keys)}"
-    few, many = (f"_alike({about}; {d})" for d in (short, long))
-    rows, all_rows = (f"_rows({key}; {short}; {long}; {d})" for d in (short, long))
-    new, share = f"_new({about}; {short}; {long})", f"_share({about}; new; {short}; {long})"
+    about = f"{column_named(column, 'new_ratio')}; {', '.join(keys)}; {short} of {long}"
+    few, many, rows, all_rows = (f"_{what}({about}; {d})" for what in ("alike", "rows") for d in (short, long))
+    new, share = f"_new({about})", f"_new_share({about})"
     return Learned(
         name=named(name, "new_ratio", column),
         severity=severity,
@@ -358,7 +359,7 @@ def distinct_ratio(
     """
     keys, size = as_names(by, "distinct_ratio: by"), _duration(within, "distinct_ratio: within")
     about = f"{column_named(column, 'distinct_ratio')}; {', '.join(keys)}; {size}"
-    alike, first, share = f"_alike({about})", f"_first({about})", f"_share({about}; first)"
+    alike, first, share = f"_alike({about})", f"_first({about})", f"_first_share({about})"
     return Learned(
         name=named(name, "distinct_ratio", column),
         severity=severity,

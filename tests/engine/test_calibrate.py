@@ -244,6 +244,32 @@ def test_categories_are_what_the_slow_twin_gives(tmp_path: Path) -> None:
         assert 5 < len(ids) < n - 5
 
 
+def test_all_can_be_expected_of_one_relation(tmp_path: Path) -> None:
+    spans = [("6h", "1d"), ("6h", "7d"), ("1d", "7d")]
+    every = [op.usual("x", by="key"), op.jump("x", by="key"), op.stuck("x", by="key"), op.unique("id", within="6h")]
+    for i, (within, against) in enumerate(spans):
+        both = {"by": "key", "within": within, "against": against, "name": ""}
+        for kind, made in (
+            ("level", lambda **g: op.level("x", **g)),
+            ("shape", lambda **g: op.shape("x", [0, 1], **g)),
+            ("other shape", lambda **g: op.shape("x", [0], **g)),
+            ("categories", lambda **g: op.categories("id", [1, 2], **g)),
+            ("new_ratio", lambda **g: op.new_ratio("id", **g)),
+        ):
+            every.append(made(**{**both, "name": f"{kind} {i}"}))
+    for i, within in enumerate(("6h", "1d")):
+        every += [
+            op.null_ratio("x", by="key", within=within, name=f"null {i}"),
+            op.default_ratio("x", 0.0, by="key", within=within, name=f"default {i}"),
+            op.default_ratio("x", 1.0, by="key", within=within, name=f"other {i}"),
+            op.distinct_ratio("id", by="key", within=within, name=f"distinct {i}"),
+        ]
+    p = pipeline(tmp_path / "learned.json", *every)
+    assert len(p.expected["s"].expectations) == len(every)
+    learned = [e for e in every if isinstance(e, Learned)]
+    assert len({e.asked for e in learned}) == len(learned), "each is told from the others"
+
+
 def test_while_a_key_is_new_its_longer_window_teaches_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(10)
     x = rng.normal(size=(100 * 24, 2))
@@ -360,6 +386,8 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: op.categories("x", "ab", by="key", within="1d", against="7d"), "categories: the values of 'x' are 'ab'"),
     (lambda f: calibrate(pipeline(f), []), "pipeline 'p' has no learned expectation; declare one, such as op.stuck("),
     (lambda f: calibrate(pipeline(f, op.usual("x", by="key")), [], 0), "the budget is 0; expected more than 0"),
+    (lambda f: calibrate(p := pipeline(f, op.usual("x", by="key")), partitions(p, {})),
+     "s: usual(x): history has 0 days on which it can be judged; expected 30 or more"),
     (lambda f: learnt(f, frame(np.zeros((240, 2))), op.usual("x", by="key")),
      "s: usual(x): history has 10 days on which it can be judged; expected 30 or more"),
     (lambda f: (f.write_text("{}"), read(f)), "is not what was learnt ('bounds'); expected what freshet calibrate"),

@@ -13,6 +13,9 @@ import pytest
 
 import operators as op
 from engine import Pipeline
+from engine.merge import Merge
+from engine.plan import rank
+from engine.replay import batches, partitions
 from operators.delta import BEGINNING, FLOAT, INT, STRING, Delta, Schema, empty
 from operators.expectation import Expectation, chain, expected, met
 from operators.operator import DefinitionError, Maintained, Operator
@@ -121,7 +124,7 @@ def test_what_several_ask_for_is_kept_once() -> None:
     assert [s.definition["columns"] for s in chain(asked)] == [{"_last(n; name)": "n"}, {"_last(x; name)": "x"}]
 
 
-def test_a_late_row_moves_others_and_fails_are_counted_once() -> None:
+def test_a_late_row_moves_others() -> None:
     p = Pipeline("p")
     schema = {"id": int, "at": pl.Datetime, "name": str, "n": int}
     aside = [op.step("n", 1, by="name", severity="quarantine"), op.increasing("n", by="name", severity="quarantine")]
@@ -149,6 +152,26 @@ def test_a_late_row_moves_others_and_fails_are_counted_once() -> None:
             assert got["v"]["id"].to_list() == v
             assert got["s.quarantine"].columns == [*schema, "reason"]
             assert got["s.quarantine"].select("id", "reason").rows() == gone
+
+
+@pytest.mark.parametrize("batch_rows", [1, 100])
+def test_a_row_that_fails_as_before_counts_once(batch_rows: int) -> None:
+    p = Pipeline("p")
+    schema = {"id": int, "at": pl.Datetime, "name": str, "n": int}
+    expect = [op.step("n", 1, by="name"), op.between("n", 0, 8)]
+    p.source("s", key="id", at="at", lateness="1h", schema=schema, expect=expect)
+    noon = datetime(2024, 1, 1, 12, tzinfo=timezone.utc)
+    rows = [(0, 1), (20, 9), (10, 5), (15, 9)]  # second, value: late rows come before the one that fails
+    given = {
+        "id": range(4),
+        "at": [noon + timedelta(seconds=s) for s, _ in rows],
+        "name": ["a"] * 4,
+        "n": [n for _, n in rows],
+    }
+    told = list(batches(p, Merge(partitions(p, {"s": pl.DataFrame(given)}), rank(p), batch_rows)))
+    steps, bounds = (np.sum([b.failures["s"][i] for b in told], axis=0).tolist() for i in (0, 1))
+    assert steps == [3, 1], "the row at 20 fails beside that at 0 and beside that at 10, and not beside that at 15"
+    assert bounds == [2, 0], "it is the same beside any"
 
 
 WRONG: list[tuple[Callable[[], object], str]] = [
