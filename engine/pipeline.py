@@ -558,25 +558,25 @@ class Pipeline(Graph):
         self._check(name, policy, made)
         asked = self._expected(expect, schema, name, what, release)
         _something(asked, taint, what)
+        if taint and not marks and SUSPECT in schema:
+            raise DefinitionError(f"{what}: {taken()}")
         there = live(given)
         if not there and not quarantined(asked) and not (asked and (marks or taint)):
             made[-1] = replace(made[-1], name=name)
-        self.ends[name] = end = made[-1].name
-        rows = f"{name}.rows" if asked else name
-        made += _behind(end, given, [*zip((f"{name}.live", rows), there, strict=False)])
-        if taint and not marks and SUSPECT in schema:
-            raise DefinitionError(f"{what}: {taken()}")
-        if marks and not asked:
-            self.marks[name] = end
+        end = made[-1].name
+        made += _behind(end, given, [*zip((f"{name}.live", f"{name}.rows" if asked else name), there, strict=False)])
         key = tuple(relation.key)
         for step in steps:
             key = step.key(key)
         key = key if all(k in schema for k in key) else ()
         declared = _bounds(what, policy, target_lag, warn_after, error_after)
+        view = View(name, made[-1].schema, key, policy, declared, _lookup(lookup, key, schema, what), log)
         if any(step.timed for step in steps):
             self.clocks[clock] = tuple(clock_of)
+        if marks and not asked:
+            self.marks[name] = end
+        self.ends[name] = end
         self.declared.update((n.name, n) for n in made)
-        view = View(name, made[-1].schema, key, policy, declared, _lookup(lookup, key, schema, what), log)
         self.views[name] = view
         if asked:
             whole = (end, given) if marks or taint else None

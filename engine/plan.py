@@ -257,11 +257,12 @@ def waits(graph: Graph) -> dict[str, float]:
 
     In microseconds; infinite where nothing that depends on time makes a view due. Raises `DefinitionError`, see `lags`.
     """
-    found, target = dict.fromkeys(graph.sources, 0.0), lags(graph)
+    found, target = _Of(graph, dict.fromkeys(graph.sources, 0.0), max), lags(graph)
     for node in graph.declared.values():
         found[node.name] = max(found[i] for i in node.inputs)
         hold = graph.holds.get(node.view)
-        if hold is not None and node.name in hold.steps and not set(hold.steps).issuperset(node.inputs):
+        inside = set() if hold is None else {*hold.steps, f"{hold.view}.clock"}
+        if hold is not None and node.name in hold.steps and not inside.issuperset(node.inputs):
             given = (hold.refresh.every, target.get(node.view))
             found[node.name] += min((us for us in given if us is not None), default=inf)
     for model in graph.models.values():

@@ -115,6 +115,17 @@ def test_views_that_wait_for_one_another_may_lack_what_all_of_them_let_wait() ->
     }  # fmt: skip
 
 
+def test_a_clock_lets_nothing_wait_longer() -> None:
+    p = Pipeline("waits")
+    a = p.source("a", key="id", at="at", schema={"id": int, "at": pl.Datetime})
+    silent = op.where(pl.col("id") > 0), op.silence(by="id", after="1m")
+    p.view("day", a, *silent, refresh=deferred(every="1d"))
+    p.view("quiet", p.views["day"], op.where(pl.col("id") > 1))
+    p.view("now", a, *silent)
+    found = {name: b.unread for name, b in bounds(p, 2 * S).items()}
+    assert found == {"day": 86_402 * S, "quiet": 86_402 * S, "now": 2 * S}
+
+
 def test_rows_that_are_put_aside_wait_no_longer_than_the_others() -> None:
     p = Pipeline("waits")
     a = p.source("a", key="id", at="at", schema={"id": int, "at": pl.Datetime})
