@@ -32,6 +32,8 @@ from typing import Any
 from engine.spec import ModelSpec
 
 OPEN, ANSWERED, WITHDRAWN, CLOSED = range(4)
+GONE = -1
+"""The row of a question that was taken back."""
 
 COUNTED = (
     "questions",
@@ -55,6 +57,7 @@ class Question:
     what was published of it, by `version`, of which the newest example became known when it says in `trained`. first:
     whether it has not been answered yet. told: the `at` and position of its answer. guess, shade: what the baseline
     and the shadow said.
+    now: the row in which its features are now, None as long as it is `row`, `GONE` when there is none.
     example: its number among the examples, in the order in which they became such. age: how long after the newest
     example of its version it became known. guards: those that acted on it, once it is `guarded`.
     """
@@ -78,6 +81,7 @@ class Question:
     age: int = 0
     guards: str | None = None
     guarded: bool = False
+    now: int | None = None
 
 
 Answer = tuple[Any, Any, int, int, int, bool]
@@ -180,9 +184,9 @@ class Examples:
             self._take_back(question)
 
     def withdraw(self, key: Any, at: int) -> None:
-        """A row of the questions was taken back, for nothing. It may be that of an earlier question of the key."""
-        question = self._asked.get(key)
-        if question is None or abs(at - question.at) > self.spec.wait:
+        """A row of the questions was taken back, for nothing."""
+        question = self.of(key, at)
+        if question is None:
             return
         if question.state == ANSWERED:
             self.count["corrections"] += 1
@@ -233,6 +237,11 @@ class Examples:
     def answered(self) -> list[Question]:
         """The examples that can still be corrected."""
         return [q for q in self._asked.values() if q.state == ANSWERED]
+
+    def of(self, key: Any, at: int) -> Question | None:
+        """The question to which a correction of a row belongs; None when that is an earlier one of the key."""
+        question = self._asked.get(key)
+        return None if question is None or abs(at - question.at) > self.spec.wait else question
 
     def find(self, key: Any) -> Question | None:
         """The question of a key, as long as it can still be answered or corrected."""

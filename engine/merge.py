@@ -510,10 +510,10 @@ class Merge:
         if not taken and not dead:
             return None
         self.number += 1
-        batch = Batch(self.number, {}, {}, horizon, self.read, due=frozenset(due), dead=dead)
+        batch = Batch(self.number, {}, {}, horizon, self.read, due=frozenset(due), dead=dead, marks=self._marks)
         if taken:
             batch.first, batch.last = first_seq, self.seq - 1
-            batch.clock, batch.known, batch.marks = int(self._known[0]), self._known, self._marks
+            batch.clock, batch.known = int(self._known[0]), self._known
         for source in self.sources:
             mine = [d for f, d, late in taken if f.source is source]
             batch.late += [line for f, _, late in taken if f.source is source for line in late]
@@ -617,6 +617,7 @@ class Merge:
         handed = [(f, *f.hand_out(to[f.name])) for f in self.feeds if f.name in to]
         handed = [(f, delta, known, records) for f, delta, known, records in handed if len(delta)]
         if not handed:
+            self._marks = {s.name: np.empty(0, np.int64) for s in self.sources} if self.marked else {}
             return [], []
         known = np.concatenate([k for _, _, k, _ in handed])
         rank = order = np.arange(len(known))

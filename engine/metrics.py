@@ -1,8 +1,8 @@
 """The figures of a run as Prometheus metrics.
 
 Times are exported as timestamps beside every lag, so that a dashboard computes `time() - last_over_time(x[1h])` and a
-dead worker looks stale: Prometheus forgets the series of what it cannot scrape. Labels are names of sources, views
-and models, never data.
+dead worker looks stale: Prometheus forgets the series of what it cannot scrape. Labels are names of sources, views,
+models and features, never data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from engine.freshness import Standing, State
 from engine.model import DELAYS
 from engine.server import Answer
+from engine.skew import KINDS
 
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "freshet_changes": ("counter", ("source",), "Changes read."),
@@ -169,6 +170,31 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "freshet_model_refused_predictions": ("counter", ("model",), "Predictions that were not finite, and not served."),
     "freshet_model_failed_predictions": ("counter", ("model",), "Questions at which the learner failed."),
+    "freshet_skew_questions": (
+        "counter",
+        ("model",),
+        "Questions that can be corrected no more: their features as served were compared with what they had become.",
+    ),
+    "freshet_skew_taken_back": ("counter", ("model",), "Of these, questions whose row had been taken back."),
+    "freshet_skew_features": (
+        "counter",
+        ("model", "feature", "kind"),
+        "Of these, features that had become others than were served: mismatch (another value), missing (null was "
+        "served) or extra (a value was served that is none).",
+    ),
+    "freshet_skew_open_questions": ("gauge", ("model",), "Questions that can still be corrected."),
+    "freshet_skew_open_taken_back": ("gauge", ("model",), "Of these, questions whose row is taken back for now."),
+    "freshet_skew_open_features": (
+        "gauge",
+        ("model", "feature", "kind"),
+        "Of these, features that are others for now than were served, as for freshet_skew_features.",
+    ),
+    "freshet_skew_smape": (
+        "gauge",
+        ("model", "feature"),
+        "Of a number, how far what was served is from what it became: the mean of 2 abs(a-b) / (abs(a) + abs(b)), from "
+        "0 to 2, over all questions whose row is there; null counts 0.",
+    ),
     "freshet_guard_actions": (
         "counter",
         ("model", "guard", "action"),
@@ -270,6 +296,7 @@ def samples(figures: dict[str, Any], live: bool) -> Iterator[Sample]:
             yield "freshet_guard_actions", (name, *told.split(": ")), n
         if m["audit"] is not None:
             yield from _audited(name, m["audit"])
+        yield from _skewed(name, m["skew"])
         if "refreshes" in m:
             yield from _refitted(name, m)
         if "held" in m:
@@ -289,6 +316,19 @@ def _judged(name: str, told: dict[str, Any]) -> Iterator[Sample]:
             yield f"freshet_view_{what}_seconds", (name,), told[f"{what}_seconds"]
     for state in get_args(State):
         yield "freshet_view_state", (name, state), float(told["state"] == state)
+
+
+def _skewed(name: str, skew: dict[str, Any]) -> Iterator[Sample]:
+    """How far what a model was served is from what it became."""
+    for which, prefix in (("final", "freshet_skew"), ("open", "freshet_skew_open")):
+        yield f"{prefix}_questions", (name,), skew[which]["questions"]
+        yield f"{prefix}_taken_back", (name,), skew[which]["taken_back"]
+        for feature, f in skew[which]["features"].items():
+            for kind in KINDS:
+                yield f"{prefix}_features", (name, feature, kind), f[kind]
+    for feature, f in skew["all"]["features"].items():
+        if f["smape"] is not None:
+            yield "freshet_skew_smape", (name, feature), f["smape"]
 
 
 LEFT = {
@@ -384,8 +424,9 @@ def reference() -> str:
         "",
         "What `/metrics` of a worker exports; made by `python -m engine.metrics > docs/metrics.md`, from the code.",
         "",
-        "Labels are names of sources, views, models and steps, never data. Times are seconds since 1970, and all else",
-        "is in base units. A counter begins at 0 with the process or, if it is part of the state, goes on from there.",
+        "Labels are names of sources, views, models, features and steps, never data. Times are seconds since 1970,",
+        "and all else is in base units. A counter begins at 0 with the process or, if it is part of the state, goes on",
+        "from there.",
         "",
         "| metric | type | labels | meaning |",
         "| --- | --- | --- | --- |",

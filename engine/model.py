@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from engine.examples import Answer, Examples, Question
+from engine.examples import GONE, Answer, Examples, Question
 from engine.fit import Beside, Here
 from engine.guard import Taken
 from engine.keeper import AtOnce, Erased, Keeper
@@ -46,6 +46,7 @@ from engine.policy import Deferred, OnQuery, Policy
 from engine.query import Queried
 from engine.refit import NOTHING_LEARNT, Fits, Log, Refitted
 from engine.seal import Seal
+from engine.skew import Tally, skew_of
 from engine.spec import ModelSpec, asks_probabilities, frontier, guarded, prediction_schema
 from engine.student import Judge, ModelError, Reading, guesser, values
 from engine.training import MemoryLog, Training, column, examples, from_log, of_rows
@@ -101,6 +102,9 @@ class KeptModel:
         self._unsaid: list[Question] = []
         self._unguarded: list[tuple[int, Question]] = []
         self._forgotten: list[int] = []
+        self._leaving: list[Question] = []
+        self._before: dict[Question, int | None] = {}
+        self._open, self._final = (Tally({f: spec.questions[f] for f in spec.features}) for _ in range(2))
         self._count = {"predictions": 0, "refused": 0, "failed": 0}
         self._labelled: int | None = None
         self._delays = [0] * (len(DELAYS) + 1)
@@ -136,12 +140,12 @@ class KeptModel:
         numbers: list[int] = []
         events, seqs, turn = self._events(answers), answers.seq.tolist(), 0
         if len(questions):
-            questions = questions.with_columns(questions.columns | self._from(questions.seq, reached))
+            served = questions.with_columns(questions.columns | self._from(questions.seq, reached))
             keys = _keys(questions, self.spec.key)
             rows = self.keeper.rows(questions.columns, {f: self.spec.questions[f] for f in self.spec.features})
             if self._naive is not None and self.keeper.tell is None:
                 self._twins = self._naive.student.rows(questions.columns, self._naive.schema)
-            moved, row = _moved(questions, keys), self.training.serve(questions)
+            moved, row = _moved(questions, keys), self.training.serve(served)
             if self._guards:
                 columns = {n: questions.columns[n] for n in self.spec.questions}
                 self._guarding = columns, self._guards.before(columns)
@@ -158,9 +162,12 @@ class KeptModel:
                     asked.append(question := Question(key, at, row + i, x))
                     numbers.append(i)
                     self._ask(question, i)
+                elif weight > 0:
+                    self._becomes(self.examples.of(key, at), row + i)
                 else:
                     self._forgotten.append(row + i)
-                    if weight < 0 and not moved[i]:
+                    if not moved[i]:
+                        self._becomes(self.examples.of(key, at), GONE)
                         self.examples.withdraw(key, at)
                         self._settle()
         while turn < len(events):
@@ -171,13 +178,16 @@ class KeptModel:
         self._guard()
         self._guarding = None
         self._record()
+        self._open.questions += len(asked)
+        self._compare()
         self.examples.forget(watermark - self.spec.wait)
+        self._let_go()
         self._settle()
         if self._forgotten:
             self.training.forget(self._forgotten)
             self._forgotten = []
         told, self._told = self._told, []
-        predictions = self._published(questions, numbers, asked) if asked else empty(self.schema)
+        predictions = self._published(served, numbers, asked) if asked else empty(self.schema)
         return predictions, concat(told) if told else empty(self.training.schema)
 
     def forget(self, positions: Ints, seq: int, clock: int) -> Delta:
@@ -193,7 +203,12 @@ class KeptModel:
         self._settle()
         self._record()
         for question in gone:
+            self._becomes(question, GONE)
+        self._compare()
+        for question in gone:
             self.training.blank(question)
+        self.training.forget(self._forgotten)
+        self._forgotten = []
         if self._naive is not None:
             self._naive.forget(frozenset(gone))
         log = self.log.read()
@@ -227,7 +242,9 @@ class KeptModel:
         the answer; `null_labels`; `null_keys`; and `metrics`, `baseline`, `naive` (None unless declared), each
         {metric: value}, the value None when nothing was scored; how often the learner `failed`; when the newest example
         that it has learnt became known, `trained`, and the newest label, `labelled`; `label_delays`, from `at` of a
-        question until its label was known, counted in the steps of `DELAYS`. Further what the policy has to say.
+        question until its label was known, counted in the steps of `DELAYS`; `skew` of the features, see `engine.skew`:
+        of questions that can still be corrected (`open`), of the others as they were last (`final`), and of `all`.
+        Further what the policy has to say.
         """
         kept = self.keeper.figures()
         return {
@@ -241,6 +258,7 @@ class KeptModel:
             "trained": self.keeper.newest(),
             "labelled": self._labelled,
             "label_delays": {"counts": list(self._delays), "seconds": self._delay},
+            "skew": skew_of(self._open, self._final),
             **kept,
             "failed": self._count["failed"] + kept.get("failed", 0),
         }
@@ -250,13 +268,17 @@ class KeptModel:
         judges = [(j.metric, j.scored) for j in (self._judge, self._baseline)]
         naive = self._naive and self._naive.snapshot()
         parts = self.examples.snapshot(), self.training.snapshot(), self.keeper.snapshot()
-        labels = self._labelled, list(self._delays), self._delay
-        kept = parts, judges, self._guesser, naive, self._count, self._seq, self._guards.counts, labels
+        labels, skew = (self._labelled, list(self._delays), self._delay), (self._open, self._final)
+        kept = parts, judges, self._guesser, naive, self._count, self._seq, self._guards.counts, labels, skew
         return kept, self.log.save() if self.log else None
 
     def restore(self, state: Any) -> None:
         """Take over the state that `snapshot` gave. Called at most once, before the first `apply`."""
-        ((examples, training, keeper), judges, self._guesser, naive, self._count, self._seq, counts, labels), _ = state
+        (
+            ((examples, training, keeper), judges, self._guesser, naive, self._count, self._seq, counts, labels, skew),
+            _,
+        ) = state
+        self._open, self._final = skew
         self._guards.counts = counts
         self._labelled, self._delays, self._delay = labels
         self.examples.restore(examples)
@@ -399,7 +421,40 @@ class KeptModel:
         self.training.enter(question, self._seq, -1)
 
     def _gone(self, question: Question) -> None:
-        self._forgotten.append(question.row)
+        self._leaving.append(question)
+
+    def _let_go(self) -> None:
+        """Count the questions that are forgotten as they were last, and let their rows go."""
+        if not self._leaving:
+            return
+        left = self.training.compare([q for q in self._leaving if q.now is not None])
+        left.questions = len(self._leaving)
+        self._open.add(left, -1)
+        self._final.add(left)
+        for question in self._leaving:
+            self._forgotten += [row for row in (question.row, question.now) if row is not None and row != GONE]
+        self._leaving = []
+
+    def _becomes(self, question: Question | None, row: int) -> None:
+        """The features of a question are now in another row, or with `GONE` in none."""
+        if question is None:
+            self._forgotten += [row] if row != GONE else []
+            return
+        if question in self._before:
+            self._forgotten += [question.now] if question.now is not None and question.now != GONE else []
+        else:
+            self._before[question] = question.now
+        question.now = row
+
+    def _compare(self) -> None:
+        """Count the questions of which the features have become others as they are now, and no more as they were."""
+        if not self._before:
+            return
+        was = list(self._before.values())
+        self._open.add(self.training.compare(list(self._before), was), -1)
+        self._open.add(self.training.compare(list(self._before)))
+        self._forgotten += [row for row in was if row is not None and row != GONE]
+        self._before = {}
 
     def _refresh(self, seq: int) -> None:
         """Refresh the model if it is due, with the changes up to `seq`; there is no clock before the first change."""

@@ -16,6 +16,7 @@ from rich.tree import Tree
 from engine.graph import Graph
 from engine.log import About
 from engine.policy import OnQuery
+from engine.skew import KINDS
 from operators.delta import Schema
 
 
@@ -138,7 +139,8 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
         for name, m in figures["models"].items():
             models.add_row(name, *(number(m[k]) for k in ("questions", "answers", "predictions", "waiting", "closed")))
         parts += [models, Text(), *_refits(graph, figures["models"])]
-        parts += [_quality(figures["models"]), *_leaks(figures["models"]), Text()]
+        parts += [_quality(figures["models"]), *_leaks(figures["models"]), Text(), *_skew(figures["models"])]
+        parts += _audits(figures["models"])
     parts += [
         Text("Outputs", style="bold"),
         *(Text(f"{n:<14}{path}") for n, path in figures["outputs"].items()),
@@ -289,6 +291,33 @@ def _leaks(models: Mapping[str, Any]) -> list[Text]:
                     Text(f"{name}: a label learnt at once would have claimed {metric} {claimed}, not {honest}")
                 )
     return lines
+
+
+def _skew(models: Mapping[str, Any]) -> list[RenderableType]:
+    """The features that have become others than were served, and the questions whose rows were taken back."""
+    table = _table("Served otherwise than it is now", "model, feature", "questions", *KINDS, "smape")
+    for name, m in models.items():
+        skew = m["skew"]["all"]
+        for feature, f in skew["features"].items():
+            if any(f[k] for k in KINDS):
+                counts = [number(n) for n in (skew["questions"], *(f[k] for k in KINDS), f["smape"])]
+                table.add_row(f"{name}, {feature}", *counts)
+    lines = [
+        Text(f"{name}: the rows of {number(n)} questions were taken back after they had been asked")
+        for name, m in models.items()
+        if (n := m["skew"]["all"]["taken_back"])
+    ]
+    return [*([table] if table.row_count else []), *lines, *([Text()] if table.row_count or lines else [])]
+
+
+def _audits(models: Mapping[str, Any]) -> list[RenderableType]:
+    """What audits beside the run have found."""
+    table = _table("Audits: served against recomputed", "model", "audits", "failed", "questions", "mismatches")
+    for name, m in models.items():
+        if (a := m.get("audit")) is not None:
+            wrong = sum(a["mismatches"].values())
+            table.add_row(name, *(number(n) for n in (a["audits"], a["failed"], a["checked"], wrong)))
+    return [table, Text()] if table.row_count else []
 
 
 def logs_of(logs: Sequence[About]) -> RenderableType:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from engine.examples import Question
+from engine.examples import GONE, Question
 from engine.log import KNOWN, SEQ, WEIGHT
+from engine.skew import Tally, tally
 from engine.spec import ModelSpec, frontier, training_schema
 from operators.delta import (
     AT,
@@ -81,13 +82,27 @@ class Training:
 
     def features(self, questions: Sequence[Question]) -> Columns:
         """The features of these questions as served."""
-        rows = np.array([q.row for q in questions], np.int64)
+        return self._features(np.array([q.row for q in questions], np.int64))
+
+    def _features(self, rows: Ints) -> Columns:
         taken = self._rows.take(rows, rows, rows).columns
         return {f: taken[f] for f in self.spec.features}
 
     def position(self, question: Question) -> int:
         """The position of the row that a question came from."""
         return int(self._rows.pos[question.row - (self._rows.first - self._rows.head)])
+
+    def compare(self, questions: Sequence[Question], now: Sequence[int | None] | None = None) -> Tally:
+        """The features of questions as served, against what they are in the rows `now` (default: `Question.now`)."""
+        schema = {f: self.spec.questions[f] for f in self.spec.features}
+        if not questions:
+            return Tally(schema)
+        now = [q.now for q in questions] if now is None else now
+        rows = np.array([q.row for q in questions], np.int64)
+        other = np.array([q.row if n in (None, GONE) else n for q, n in zip(questions, now, strict=True)], np.int64)
+        served = self._features(rows)
+        found = served if np.array_equal(rows, other) else self._features(other)
+        return tally(schema, served, found, np.array([n != GONE for n in now], np.bool_))
 
     def blank(self, question: Question) -> None:
         """Let nothing be left of the features of a question that is no example and never will be."""

@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.learners", "engine.neighbours"),
     ("engine.unpack", "engine.pack", "engine.avro"),
     ("engine.scan", "engine.compiled", "engine.spec", "engine.large"),
-    ("engine.disk", "engine.timing", "engine.card", "engine.layers", "engine.ask", "engine.auditing"),
+    ("engine.disk", "engine.skew", "engine.timing", "engine.card", "engine.layers", "engine.ask", "engine.auditing"),
     ("engine.guard", "engine.seal"),
     ("operators",),
     ("operators.<each>",),

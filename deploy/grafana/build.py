@@ -345,6 +345,19 @@ ONE_MODEL = Dashboard(
                     "cps",
                 ),
                 Panel(
+                    "Features served otherwise than they became",
+                    "Of the questions that can be corrected no more, in a second: another value (mismatch), a value "
+                    "where null was served (missing), null where a value was (extra). Late rows do that; if it grows, "
+                    "a source of the features has become later. See also the frontiers on the predictions.",
+                    [(rate("freshet_skew_features_total", MODEL), "{{model}}: {{feature}}, {{kind}}")],
+                    "cps",
+                ),
+                Panel(
+                    "How far features are from what was served",
+                    "The mean of 2 abs(a-b) / (abs(a) + abs(b)) over all questions so far, from 0 to 2; null counts 0.",
+                    [(now("freshet_skew_smape", MODEL), "{{model}}: {{feature}}")],
+                ),
+                Panel(
                     "Models on query",
                     "Examples that the model looks among, and questions in a second that found fewer than they should.",
                     [

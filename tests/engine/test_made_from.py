@@ -118,6 +118,14 @@ def test_a_partition_that_joins_later_holds_its_source_where_it_was() -> None:
     assert batch.marks["s"].tolist() == [2 * MINUTE, 3 * MINUTE], "first the new one's row, then that of the other"
 
 
+def test_a_batch_of_nothing_but_what_became_no_row_tells_of_no_change() -> None:
+    m = Merge([(source("s"), [Blocks([MINUTE, 2 * MINUTE], [20], bad=(0, 1))])], ["s"], 100, marked=True)
+    batch = m.next()
+    assert batch is not None
+    assert len(batch.dead) == 2
+    assert {name: len(mark) for name, mark in batch.marks.items()} == {"s": 0}
+
+
 def frames(n: int) -> dict[str, pl.DataFrame]:
     """Rides, one a minute, some late; weather, seldom, which stops for long; what rides cost, known half an hour on."""
     rng = np.random.default_rng(7)
@@ -150,7 +158,10 @@ def frames(n: int) -> dict[str, pl.DataFrame]:
     return {"rides": rides, "weather-feed": weather, "places": places, "costs": costs}
 
 
-def pipeline(refresh: Policy, recent: Policy, idle_after: str | None = None, **given: Any) -> Pipeline:
+def pipeline(
+    refresh: Policy, recent: Policy, idle_after: str | None = None, asks: Policy | None = None, **given: Any
+) -> Pipeline:
+    """Models of rides. recent: how the rain is kept; asks: and the questions."""
     p = Pipeline("rides")
     rides = p.source("rides", key="id", at="at", lateness="10m", schema={"id": int, "place": str, "at": pl.Datetime})
     weather = p.source(
@@ -169,6 +180,7 @@ def pipeline(refresh: Policy, recent: Policy, idle_after: str | None = None, **g
         op.join_asof(rain, on="place", columns=["wet"]),
         op.join(places, on="place", columns=["size"]),
         op.project("id", "wet", "size"),
+        refresh=asks,
     )
     learner = linear_model.LinearRegression()
     p.model("m", asked, answers=costs, label="cost", learner=learner, refresh=refresh, wait="1d", **given)
@@ -176,25 +188,27 @@ def pipeline(refresh: Policy, recent: Policy, idle_after: str | None = None, **g
 
 
 FROM = ("trained", "seq", "frontier", "frontier_rides", "frontier_weather-feed", "frontier_places")
-PAIRS = [
-    (immediate(), immediate()),
-    (immediate(), deferred(every="3h", mode="full")),
-    (deferred(every="2h"), deferred(rows=5)),
-    (on_query(neighbours=4, window="1d"), deferred(rows=5)),
+POLICIES = [
+    (immediate(), immediate(), None),
+    (immediate(), deferred(every="3h", mode="full"), None),
+    (deferred(every="2h"), deferred(rows=5), None),
+    (on_query(neighbours=4, window="1d"), deferred(rows=5), None),
+    (immediate(), deferred(rows=5), deferred(every="20m")),
+    (immediate(), immediate(), deferred(rows=9)),
 ]
-"""Policies of the model, and of a view that its questions stand on."""
+"""Of the model, of a view that its questions stand on, and of the questions."""
 
 
-@pytest.mark.parametrize(("refresh", "recent"), PAIRS, ids=str)
-def test_how_batches_are_cut_does_not_show(refresh: Policy, recent: Policy) -> None:
+@pytest.mark.parametrize(("refresh", "recent", "asks"), POLICIES, ids=str)
+def test_how_batches_are_cut_does_not_show(refresh: Policy, recent: Policy, asks: Policy | None) -> None:
     given = frames(120)
-    one, few, all_ = (pipeline(refresh, recent, idle_after="1h").replay(given, rows) for rows in (1, 7, 1000))
+    one, few, all_ = (pipeline(refresh, recent, "1h", asks).replay(given, rows) for rows in (1, 7, 1000))
     for view in ("m.predictions", "m.training"):
         assert set(FROM) <= set(one[view].columns)
         assert one[view].equals(few[view])
         assert one[view].equals(all_[view])
     assert one["m.predictions"]["trained"].null_count() < 60
-    assert one["m.predictions"]["frontier_rides"].n_unique() > 30
+    assert one["m.predictions"]["frontier_rides"].n_unique() > (30 if asks is None else 10)
     assert one["m.predictions"]["frontier"].n_unique() > 5
     served = one["m.training"].select("id", *FROM, "model_version").sort("id")
     kept = one["m.predictions"].filter(pl.col("id").is_in(served["id"].to_list()))
@@ -286,6 +300,19 @@ def test_nothing_is_said_of_a_version_where_none_served() -> None:
     assert fitted.filter(pl.col("trained").is_not_null()).group_by("model_version").agg(
         pl.col("trained").n_unique()
     )["trained"].to_list() == [1] * (fitted["model_version"].n_unique() - 1)  # fmt: skip
+
+
+def test_a_column_of_such_a_name_that_is_no_feature_is_left_as_it_is() -> None:
+    p = Pipeline("p")
+    rides = p.source("rides", key="id", at="at", schema={"id": int, "at": pl.Datetime, "x": float})
+    asked = p.view("asked", rides, op.project("id", "x", seq=pl.col("id") * 100))
+    told = p.source("told", key="id", at="at", schema={"id": int, "at": pl.Datetime, "y": float})
+    far = guard.refuse("far", pl.col("seq") >= 300)
+    learner = linear_model.LinearRegression()
+    p.model("m", asked, answers=told, label="y", features=["x"], learner=learner, guards=[far])
+    given = pl.DataFrame({"id": range(5), "at": [START] * 5, "x": [1.0] * 5})
+    got = p.replay({"rides": given})["m.predictions"]
+    assert got.select("id", "seq", "guards").rows() == [(i, i, "far" if i >= 3 else None) for i in range(5)]
 
 
 def test_a_feature_of_such_a_name_is_refused() -> None:

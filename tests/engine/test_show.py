@@ -60,6 +60,26 @@ def test_a_warning_says_how_many_questions_were_answered_from_fewer_examples_tha
     assert warned == ["warning: late: 32 of 1,200 questions were answered from fewer than 32 examples"]
 
 
+def test_features_that_became_others_than_were_served_are_in_a_table_of_their_own() -> None:
+    assert SKEW not in summary({"m": immediate()})
+    same = {"mismatch": 0, "missing": 0, "extra": 0, "smape": 0.0}
+    features = {
+        "n": {**same, "mismatch": 30, "smape": 0.25},
+        "fixed": same,
+        "place": {**same, "extra": 2, "smape": None},
+    }
+    skew = {"all": {"questions": 1200, "taken_back": 7, "features": features}}
+    text = summary({"m": immediate()}, {"m": {"skew": skew}})
+    assert [" ".join(line.split()) for line in section(text, SKEW)[1:]] == [
+        "m, n 1,200 30 0 0 0.2500",
+        "m, place 1,200 0 0 2 -",
+        "m: the rows of 7 questions were taken back after they had been asked",
+    ]
+
+
+SKEW = "Served otherwise than it is now"
+
+
 def test_expectations_that_were_not_met_are_in_a_table_of_their_own() -> None:
     told = {"relation": "asked", "severity": "warn", "failures": 0, "failing": 0}
     some = [
@@ -76,3 +96,11 @@ def test_expectations_that_were_not_met_are_in_a_table_of_their_own() -> None:
 
 
 TITLE = "Expectations that were not met"
+
+
+def test_what_audits_found_is_shown() -> None:
+    audit = {"audits": 3, "failed": 1, "checked": 1200, "mismatches": {"a": 2, "(absent)": 5}}
+    text = summary({"m": immediate(), "n": immediate()}, {"m": {"audit": audit}})
+    row = next(line for line in section(text, "Audits: served against recomputed") if line.split()[:1] == ["m"])
+    assert row.split() == ["m", "3", "1", "1,200", "7"]
+    assert "Audits" not in summary({"m": immediate()})

@@ -121,7 +121,10 @@ class Twin:
 
 def zulu(row: Any) -> Any:
     """The row with times written as orjson writes datetimes."""
-    return row and {k: v.replace("Z", "+00:00") if k == "at" and isinstance(v, str) else v for k, v in row.items()}
+    return row and {k: v.replace("Z", "+00:00") if k in TIMES and isinstance(v, str) else v for k, v in row.items()}
+
+
+TIMES = ("at", "trained", "frontier", "frontier_payments", "frontier_shops")
 
 
 def test_each_answer_is_of_one_version(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

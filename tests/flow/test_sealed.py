@@ -296,7 +296,7 @@ DAMAGE: list[tuple[Callable[[Kept], object], str, str, str]] = [
     (no_definition, "definition.json", "cannot be told what it belongs to", "restore that file"),
     (lambda t: edit(t, '"id": "', '"id": "0'), "definition.json", "is damaged", "restore it"),
     (lambda t: edit(t, '"pipeline": "orders"', '"pipeline": "x"'), "orders'", "made with pipeline 'x'", "--state"),
-    (lambda t: edit(t, '"format": 6', '"format": 4'), "orders'", "was made with format 4", "choose another --state"),
+    (lambda t: edit(t, '"format": 6', '"format": 5'), "orders'", "was made with format 5", "choose another --state"),
     (another_key, "orders'", "was made with another key than that in 'state/orders/key'", f"set {KEY}"),
     (lambda t: (t.state / "key").unlink(), "state/orders/key", "is missing", "restore the file from a backup, or set"),
     (lambda t: (t.state / "key").write_bytes(b""), "state/orders/key", "is empty", "restore it from a backup"),
