@@ -22,6 +22,7 @@ import polars as pl
 from engine.graph import Graph, Model
 from engine.log import KNOWN, ROW, SEQ, WEIGHT, erased, scan
 from engine.past import Recompute, needed, then, whole
+from engine.skew import KINDS
 from operators.delta import AT, BEGINNING, FLOAT, INT, POS, Array, Schema, is_null, to_array
 from operators.operator import DefinitionError
 
@@ -29,9 +30,6 @@ SAMPLE = 100
 """So many questions are looked at, unless it is said how many."""
 TOLD = 10
 """So many of the values that differ are told, at most."""
-
-KINDS = ("mismatch", "missing", "extra")
-"""How a value that was served is wrong: another one; null where there is one; one where there is none."""
 
 
 def audit(graph: Graph, state: Path, model: str, sample: int = SAMPLE, since: int = -1) -> dict[str, Any]:

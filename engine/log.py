@@ -52,9 +52,9 @@ _SETTINGS = {
     "delta.deletedFileRetentionDuration": "interval 1 hours",  # so long a reader can read what it has opened
 }
 _FILE_BYTES = 8 << 20
-_BLOCK = 32_000
-"""So many rows are written before the state is saved."""
-_REST = 4_000
+_BLOCK = 4_000
+"""So many rows are written without waiting for the state to be saved, once those before are."""
+_REST = 12_000
 """So many rows at most are saved with the state; if more are not durable yet, saving waits for them."""
 _SLICE = 1 << 20
 """So many rows are erased from at a time."""

@@ -146,6 +146,7 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
             models.add_row(name, *(number(m[k]) for k in ("questions", "answers", "predictions", "waiting", "closed")))
         parts += [models, Text(), *_refits(graph, figures["models"])]
         parts += [_quality(figures["models"]), *_leaks(figures["models"]), Text(), *_skew(figures["models"])]
+        parts += _audits(figures["models"])
     parts += [
         Text("Outputs", style="bold"),
         *(Text(f"{n:<14}{path}") for n, path in figures["outputs"].items()),
@@ -322,6 +323,16 @@ def _skew(models: Mapping[str, Any]) -> list[RenderableType]:
         if (n := m["skew"]["all"]["taken_back"])
     ]
     return [*([table] if table.row_count else []), *lines, *([Text()] if table.row_count or lines else [])]
+
+
+def _audits(models: Mapping[str, Any]) -> list[RenderableType]:
+    """What audits beside the run have found."""
+    table = _table("Audits: served against recomputed", "model", "audits", "failed", "questions", "mismatches")
+    for name, m in models.items():
+        if (a := m.get("audit")) is not None:
+            wrong = sum(a["mismatches"].values())
+            table.add_row(name, *(number(n) for n in (a["audits"], a["failed"], a["checked"], wrong)))
+    return [table, Text()] if table.row_count else []
 
 
 def logs_of(logs: Sequence[About]) -> RenderableType:

@@ -109,7 +109,8 @@ def watch(live: Run, thread: Thread, console: Console, quiet: bool, log: Log, pa
             said.look(standing_of(live))
             if (now := live.now()) is not None:
                 look(live, now)
-                if live.audits is not None and live.live and not live.stop.is_set():
+                here = bool(live.models) and (live.live or live.merge is None)  # of several processes that with models
+                if live.audits is not None and here and not live.stop.is_set():
                     live.audits.look(now)
             if parent not in (None, os.getppid()):
                 os._exit(1)

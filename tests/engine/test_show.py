@@ -96,3 +96,11 @@ def test_expectations_that_were_not_met_are_in_a_table_of_their_own() -> None:
 
 
 TITLE = "Expectations that were not met"
+
+
+def test_what_audits_found_is_shown() -> None:
+    audit = {"audits": 3, "failed": 1, "checked": 1200, "mismatches": {"a": 2, "(absent)": 5}}
+    text = summary({"m": immediate(), "n": immediate()}, {"m": {"audit": audit}})
+    row = next(line for line in section(text, "Audits: served against recomputed") if line.split()[:1] == ["m"])
+    assert row.split() == ["m", "3", "1", "1,200", "7"]
+    assert "Audits" not in summary({"m": immediate()})

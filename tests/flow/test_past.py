@@ -16,12 +16,13 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from engine.audit import KINDS, audit
+from engine.audit import audit
 from engine.changes import complete
 from engine.flow import Run
 from engine.log import KNOWN, ROW, SEQ, WEIGHT, LogError, scan
 from engine.past import Recompute, needed, past, then
 from engine.pipeline import Pipeline
+from engine.skew import KINDS
 from operators.delta import AT, POS, TIME
 from operators.operator import DefinitionError
 from tests.flow import running
