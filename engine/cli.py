@@ -1,4 +1,4 @@
-"""The command `freshet`: runs and checks pipelines. The only place that reads a clock, takes signals and prints."""
+"""The command `freshet`: runs and checks pipelines. What it prints is made in `engine.show`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import contextlib
 import importlib.util
 import os
 import platform
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Mapping
 from datetime import datetime
-from http.server import ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
-from threading import Thread
 from typing import Annotated, Any, NoReturn, cast
 
 import orjson
@@ -24,7 +21,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from engine.answer import MOST, Views
 from engine.ask import AskError, ask
 from engine.bind import Inputs, UnreachableError, check_alone, check_bindings, check_lags, set_policies
 from engine.calibrate import calibrate as bounds_of
@@ -40,24 +36,20 @@ from engine.graph import Model
 from engine.learnt import write as write_learnt
 from engine.lines import LinesError
 from engine.log import LogError, as_of, logs, scan
-from engine.logs import Form, Log, Watch
+from engine.logs import Form, Log
 from engine.merge import MergeError
-from engine.metrics import exposition
 from engine.model import ModelError
-from engine.openapi import document
 from engine.page import page
 from engine.pipeline import Pipeline
 from engine.policy import parse
 from engine.publish import outputs
 from engine.recovery import State, claim, sealed
-from engine.report import figures, history, look, readiness, standing_of
+from engine.report import figures, history
 from engine.seal import SealError
-from engine.server import Answer, serve
 from engine.settings import TOKEN, Settings, SettingsError, instant, load, token_for
 from engine.show import (
     calibration_of,
     comparison_of,
-    fitting,
     forgotten_of,
     freshness_of,
     graph_of,
@@ -66,10 +58,10 @@ from engine.show import (
     summary_of,
     versions_of,
 )
-from engine.sink import SinkError, begin
+from engine.sink import SinkError
 from engine.spec import warnings
-from engine.status import pages, shell
 from engine.versions import VersionError, Versions
+from engine.worker import answering, heed_signals, started, url_of, watch
 from operators.operator import DefinitionError
 
 app = typer.Typer(
@@ -318,25 +310,6 @@ def _claimed(
         _fail(error, 1)
 
 
-def _begin(live: Run) -> tuple[Thread, list[FlowError]]:
-    """Let a run go, in a thread; the list is filled when it fails."""
-    for name in [n for n in os.environ if n.startswith("BYTEWAX_DATAFLOW_API")]:
-        del os.environ[name]  # any value would serve the flow on all addresses
-    os.environ["RUST_BACKTRACE"] = "0"
-    begin(live.out, outputs(live.graph, live.settings.sinks))
-    failed: list[FlowError] = []
-
-    def work() -> None:
-        try:
-            live.run()
-        except FlowError as error:
-            failed.append(error)
-
-    thread = Thread(target=work, name="flow", daemon=live.forget is not None)
-    thread.start()
-    return thread, failed
-
-
 def _ended(failed: list[FlowError], held: State, cure: str) -> None:
     if failed:
         held.release()
@@ -352,30 +325,11 @@ def _of_state() -> tuple[type[Exception], ...]:
 
 
 def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, parent: int | None = None) -> None:
-    def stop(number: int, frame: object) -> None:
-        live.stop.set()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    heed_signals(live)
     server = None
     if settings.port:
         try:
-            token = token_for(settings)
-            openapi = orjson.dumps(document(live.graph, metadata.version("freshet"), MOST, bool(token)))
-            server = serve(
-                settings.port,
-                {
-                    "/metrics": exposition(lambda: (figures(live, live.now()), live.live)),
-                    "/openapi.json": lambda: Answer(200, openapi, "application/json"),
-                    **pages(live, time.time_ns() // 1000),
-                },
-                lambda: readiness(live),
-                settings.host,
-                token,
-                {"/views/": Views(live)},
-                shell(),
-            )
+            server = answering(live)
         except OSError as error:
             held.release()
             _fail(f"/metrics cannot be served on {settings.host!r}, port {settings.port}: {error.strerror}", 1)
@@ -388,11 +342,11 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
         sinks=" ".join(f"{n}:{settings.sinks[n].topic if n in settings.sinks else 'file'}" for n in live.graph.sinks),
         state="new" if held.fresh else "resumed",
         epoch=settings.epoch,
-        metrics="none" if server is None else f"{_url(server)}/metrics",
-        page="none" if server is None else f"{_url(server)}/",
+        metrics="none" if server is None else f"{url_of(server)}/metrics",
+        page="none" if server is None else f"{url_of(server)}/",
     )
-    thread, failed = _begin(live)
-    _watch(live, thread, quiet, log, parent)
+    thread, failed = started(live)
+    watch(live, thread, errors, quiet, log, parent)
     if server is not None:
         server.shutdown()
     if failed:
@@ -412,56 +366,6 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
     held.release()
     if not quiet:
         console.print(summary_of(live.graph, final, seconds, stopped=live.stop.is_set()))
-
-
-def _url(server: ThreadingHTTPServer) -> str:
-    host, port = str(server.server_address[0]), server.server_address[1]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-_LEAVE = 8.0
-"""Seconds for which a run that is to stop waits for brokers that do not answer."""
-
-
-def _watch(live: Run, thread: Thread, quiet: bool, log: Log, parent: int | None) -> None:
-    """Show progress, and say what happens, until the flow ends. parent: the process without which it ends, too."""
-    watch, left = Watch(log), None
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>5.1f} %"),
-        TextColumn("{task.fields[changes]:>11,} changes"),
-        TextColumn("{task.fields[rate]:>9,.0f}/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=errors, disable=quiet, transient=True) as bar:
-        starting = f"{live.graph.name}: starting (a first run compiles its kernels)"
-        task = bar.add_task(starting, total=1.0, changes=0, rate=0.0)
-        first: int | None = None
-        began = time.monotonic()
-        while thread.is_alive():
-            thread.join(0.2)
-            watch.look(standing_of(live))
-            if (now := live.now()) is not None:
-                look(live, now)
-            if parent not in (None, os.getppid()):
-                os._exit(1)
-            if live.stop.is_set() and live.silent > 1:
-                left = left or time.monotonic()
-                if time.monotonic() - left > _LEAVE:
-                    log.say("stopped without an answer of a broker: what was not saved is done again", "error")
-                    os._exit(1)
-            if (merge := live.merge) is None:
-                continue
-            changes = sum(merge.read.values())
-            if first is None:
-                first, began = changes, time.monotonic()
-            rate = (changes - first) / max(time.monotonic() - began, 1e-3)
-            if changes and live.publish is not None:
-                fits = fitting({n: m.keeper.figures() for n, m in dict(live.models).items()})
-                bar.update(task, description=live.graph.name + fits)
-            bar.update(task, completed=merge.progress, changes=changes, rate=rate)
 
 
 def _kept(pipeline: Path, state: Path | None) -> Path:
@@ -695,7 +599,7 @@ def forget(
     state = _kept(pipeline, state)
     settings, out, held = _claimed(p, folder, out, state, {"shards": shards}, bind, refresh, what, sink)
     live = Run(p, settings, out, held, forget=request(p, what))
-    thread, failed = _begin(live)
+    thread, failed = started(live)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=errors, transient=True
     ) as bar:

@@ -364,7 +364,7 @@ def build(run: Run) -> Dataflow:
         else:
             stream = _settle(run, step, stream)
     if run.graph.expected:
-        judged = Judged(run.graph, run.graph.expected.keys() - run.graph.predictions)
+        judged = Judged(run.graph, run.graph.expected.keys() - run.graph.of_models)
         stream = bw.map("expected", stream, run.measured("what is expected", judged))
     stream = bw.map("one", stream, lambda batch: ("all", batch))
     for model in run.graph.models.values():
@@ -469,7 +469,8 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
         saved = None if found is None else large.load(found)
         mine = kept(model.spec, model.refresh, run.state.folder, saved, run.state.seal)
         run.models[model.name] = mine
-        judged, passed = Judged(run.graph, [model.predictions.name]), run.passed[model.questions]
+        judged = Judged(run.graph, [model.predictions.name, model.training.name])
+        passed = run.passed[model.questions]
 
         def work(batch: Batch) -> list[Batch]:
             made = mine.apply(

@@ -275,14 +275,14 @@ class Graph:
         self.holds = {}
         for view in self.views.values():
             if isinstance(view.refresh, Deferred):
-                mine = {n.name: n for n in self.declared.values() if n.view == view.name}
-                given = dict.fromkeys(i for n in mine.values() for i in n.inputs if i not in mine)
+                steps = {n.name: n for n in self.steps(view.name)}
+                given = dict.fromkeys(i for n in steps.values() for i in n.inputs if i not in steps)
                 inputs = tuple((f"{view.name} waits with {i}", i) for i in given)
-                steps = tuple(n.name for n in self.steps(view.name))
-                self.holds[view.name] = Hold(view.name, view.refresh, inputs, steps)
+                self.holds[view.name] = Hold(view.name, view.refresh, inputs, tuple(steps))
         self.nodes = {}
         for name, n in self.declared.items():
-            held = {i: h for h, i in self.holds[n.view].inputs} if n.view in self.holds else {}
+            hold = self.holds.get(n.view)
+            held = {i: h for h, i in hold.inputs} if hold is not None and name in hold.steps else {}
             self.nodes[name] = replace(n, inputs=tuple(held.get(i, i) for i in n.inputs))
 
     @property
@@ -292,9 +292,9 @@ class Graph:
         return self.marks.keys() & self.views.keys() | {v.name for m in asked for v in (m.predictions, m.training)}
 
     @property
-    def predictions(self) -> set[str]:
-        """The names of the relations that are predictions."""
-        return {m.predictions.name for m in self.models.values()}
+    def of_models(self) -> set[str]:
+        """The names of the relations that models make: predictions and training sets."""
+        return {view.name for m in self.models.values() for view in (m.predictions, m.training)}
 
     @property
     def schemas(self) -> dict[str, Schema]:

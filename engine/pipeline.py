@@ -32,11 +32,13 @@ from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
 from engine.taint import SUSPECT, Marked, judged, live, marked, taken
 from operators.delta import AT, BOOL, INT, POS, STRING, TIME, Schema, type_of
-from operators.expectation import REASON, Expectation, chain, expected, met, quarantined, reason
+from operators.expectation import REASON, Expectation, Release, chain, expected, met, quarantined, reason
+from operators.join_label import join_label, unanswered
 from operators.latest import latest
 from operators.learned import EVERY, Learned, Ranges
-from operators.operator import CLOCK, DefinitionError, Operator, as_names, fit_as_key, known, microseconds
+from operators.operator import CLOCK, DefinitionError, Named, Operator, as_names, fit_as_key, known, microseconds
 from operators.project import project
+from operators.union import union
 from operators.where import where
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -142,6 +144,7 @@ class Pipeline(Graph):
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
         expect: Sequence[Expectation] = (),
         taint: bool = False,
+        release: Release | None = None,
     ) -> Source:
         """A stream of changes.
 
@@ -155,8 +158,9 @@ class Pipeline(Graph):
         views, which then forget none; otherwise, in an append-only source, only those within the lateness. epoch: the
         unit of Datetime columns that arrive as numbers. required: columns that may not be null (key and `at` never
         are). between: the event times that are believed. expect: what is expected of its rows, before anything
-        reads them: `op.between("amount", 0, 10_000, severity="quarantine")`. taint: whether what stands on rows that do
-        not meet it is marked, in a column `suspect`.
+        reads them: `op.between("amount", 0, 10_000, severity="quarantine")`. release: what lets rows that were put
+        aside in all the same: `op.release(approved, within="7d")`. taint: whether what stands on rows that
+        do not meet it is marked, in a column `suspect`.
         """
         made = self._source(name, key, at, schema, lateness, idle_after, append_only, False, epoch, required, between)
         if erasable and not append_only:
@@ -166,7 +170,7 @@ class Pipeline(Graph):
             )
         pulse = None if heartbeat is None else microseconds(heartbeat, f"source {name!r}: heartbeat")
         self.sources[name] = made = replace(made, erasable=erasable, heartbeat=pulse)
-        self._expect_of(made, expect, taint)
+        self._expect_of(made, expect, release, taint)
         return made
 
     def table(
@@ -182,15 +186,16 @@ class Pipeline(Graph):
         between: tuple[str, str] = ("1980-01-01", "2100-01-01"),
         expect: Sequence[Expectation] = (),
         taint: bool = False,
+        release: Release | None = None,
     ) -> Source:
         """A keyed table: each change is the newest version of its key, or its deletion.
 
         Without `at` a version counts from when it became known; what is read before everything else counts from the
         beginning. `op.join` finds the version valid at a row's time; a view that starts from a table sees its newest
-        versions. expect, taint: what is expected of these, see `source`.
+        versions. expect, release, taint: what is expected of these, see `source`.
         """
         made = self._source(name, key, at, schema, lateness, None, False, True, epoch, required, between)
-        self._expect_of(made, expect, taint)
+        self._expect_of(made, expect, release, taint)
         return made
 
     def _source(
@@ -304,10 +309,12 @@ class Pipeline(Graph):
             return None
         return Marked(node, self.declared[node].schema, whole, self.declared[whole].schema)
 
-    def _expected(self, given: object, schema: Schema, relation: str, what: str) -> tuple[Expectation, ...]:
+    def _expected(
+        self, given: object, schema: Schema, relation: str, what: str, release: Release | None
+    ) -> tuple[Expectation, ...]:
         """What is expected of a relation, with the bounds that were learnt."""
         made = list[Expectation]()
-        for e in expected(given, schema, what):
+        for e in expected(given, schema, what, release):
             if isinstance(e, Learned):
                 if self.learned is None:
                     raise DefinitionError(
@@ -319,10 +326,10 @@ class Pipeline(Graph):
             made.append(e)
         return tuple(made)
 
-    def _expect_of(self, source: Source, expect: object, taint: bool) -> None:
+    def _expect_of(self, source: Source, expect: object, release: Release | None, taint: bool) -> None:
         """Let something be expected of the rows of a source."""
         what = f"{'table' if source.table else 'source'} {source.name!r}"
-        found = self._expected(expect, source.schema, source.name, what)
+        found = self._expected(expect, source.schema, source.name, what, release)
         _something(found, taint, what)
         if not found:
             return
@@ -330,7 +337,7 @@ class Pipeline(Graph):
             raise DefinitionError(f"{what}: {taken()}")
         rows, schema = self._messages_as_rows(source)
         whole = (rows, schema) if taint else None
-        self._expect(what, source.name, rows, f"{source.name}.meets", schema, source.key, found, whole)
+        self._expect(what, source.name, rows, f"{source.name}.meets", schema, source.key, found, release, whole)
 
     def _expect(
         self,
@@ -341,6 +348,7 @@ class Pipeline(Graph):
         schema: Schema,
         key: tuple[str, ...],
         expectations: tuple[Expectation, ...],
+        release: Release | None,
         whole: tuple[str, Schema] | None,
     ) -> None:
         """Let something be expected of the rows of a node; of what puts rows aside follow two relations.
@@ -353,16 +361,31 @@ class Pipeline(Graph):
             made.append(Node(f"{name}.beside-{i}", step, (beside,), wide := step.schema([wide])))
             beside = made[-1].name
         self.expected[name] = Expected(what, rows, beside, wide, expectations)
+        if whole is not None and release is not None:
+            raise DefinitionError(
+                f"{what}: release lets in rows that do not meet what is expected, but here rows are marked; expected "
+                "one of the two: leave out release or taint=True, or release them where nothing is marked yet"
+            )
         if whole is not None:
             made += self._marks(name, meets, schema, expectations, whole if beside == rows else (beside, wide))
         if aside := quarantined(expectations):
-            fails, quarantine, good = f"{name}.fails", f"{name}.quarantine", met(aside)
-            if whole is None:
-                kept = meets if beside == rows else f"{name}.good"
-                made.append(Node(kept, where(good), (beside,), wide))
-                if kept != meets:
-                    made.append(Node(meets, project(*schema), (kept,), schema))
-            made.append(Node(fails, where(~good), (beside,), wide))
+            fails, good = f"{name}.fails", met(aside)
+            line: list[Operator] = [where(good)]
+            if release is None:
+                made.append(Node(fails, where(~good), (beside,), wide))
+            else:
+                asked = Node(f"{name}.asked", where(~good), (beside,), wide)
+                made += [asked, *self._approved(what, asked, f"{name}.approved", fails, key, release)]
+                line.append(union(Named(f"{name}.approved", wide)))
+            if beside != rows:
+                line.append(project(*schema))
+            before = beside
+            for i, step in enumerate(line if whole is None else (), 1):
+                others = tuple(o.name for o in step.others)
+                after = meets if i == len(line) else f"{name}.good-{i}"
+                made.append(Node(after, step, (before, *others), schema if i == len(line) else wide))
+                before = after
+            quarantine = f"{name}.quarantine"
             plain = [c for c in schema if whole is None or c != SUSPECT]
             told = project(*([] if list(wide) == plain else plain), **{REASON: reason(aside)})
             made.append(Node(quarantine, told, (fails,), told.schema([wide])))
@@ -380,6 +403,29 @@ class Pipeline(Graph):
         made += _behind(made[0].name, made[0].schema, [*zip((f"{name}.there", meets), there, strict=False)])
         self.marks[meets] = made[0].name
         return made
+
+    def _approved(
+        self, what: str, asked: Node, approved: str, rest: str, key: tuple[str, ...], release: Release
+    ) -> list[Node]:
+        """Of rows that are to be put aside the nodes of those that are approved, and of the rest."""
+        if not key:
+            raise DefinitionError(
+                f"{what}: release is given, but its rows have no key any more by which to approve one"
+            )
+        given = self._mine(release.approved, f"{what}: release")
+        name, schema = self._rows(given)
+        found = Named(name, schema)
+        try:
+            steps = (
+                join_label(found, on=key, right_on=release.on or key, columns=[], wait=release.within),
+                unanswered(found, on=key, right_on=release.on or key, wait=release.within),
+            )
+            return [
+                Node(n, step, (asked.name, name), step.schema([asked.schema, schema]))
+                for n, step in zip((approved, rest), steps, strict=True)
+            ]
+        except DefinitionError as error:
+            raise DefinitionError(f"{what}: release by {given.name!r}: {error}") from None
 
     def quarantine(self, relation: Relation) -> View:
         """The rows of a source, table or view that were put aside, with the column `reason`: the names of what each
@@ -433,6 +479,7 @@ class Pipeline(Graph):
         lookup: bool | str | Sequence[str] = False,
         expect: Sequence[Expectation] = (),
         taint: bool = False,
+        release: Release | None = None,
     ) -> View:
         """A named relation: the rows of `start`, taken through the steps one after another.
 
@@ -441,8 +488,9 @@ class Pipeline(Graph):
         it already). warn_after, error_after: the lag past which somebody is to look, and past which it is not to be
         trusted: `freshet freshness` fails. lookup: whether its newest row of each key is kept to be looked up over
         HTTP: True for the key of the view, or the columns that are to be the key. expect: what is expected of its rows,
-        such as `op.not_null("origin", severity="quarantine")`. taint: whether rows that do not meet it, and what stands
-        on them, are marked, as they are anyway when something that it stands on is marked.
+        such as `op.not_null("origin", severity="quarantine")`. release: what lets rows that were put aside in all the
+        same: `op.release(approved, within="7d")`. taint: whether rows that do not
+        meet it, and what stands on them, are marked, as they are anyway when something that it stands on is marked.
         """
         what = f"view {name!r}"
         self._new(name, what)
@@ -489,7 +537,7 @@ class Pipeline(Graph):
             raise DefinitionError(f"{what}: the column {reserved[0]!r} is kept by the engine; rename yours")
         policy = immediate() if refresh is None else refresh
         self._check(name, policy, made)
-        asked = self._expected(expect, schema, name, what)
+        asked = self._expected(expect, schema, name, what, release)
         _something(asked, taint, what)
         if taint and not marks and SUSPECT in schema:
             raise DefinitionError(f"{what}: {taken()}")
@@ -513,7 +561,7 @@ class Pipeline(Graph):
         self.views[name] = view
         if asked:
             whole = (end, given) if marks or taint else None
-            self._expect(what, name, made[-1].name, name, made[-1].schema, view.key, asked, whole)
+            self._expect(what, name, made[-1].name, name, made[-1].schema, view.key, asked, release, whole)
             view.schema = self.declared[name].schema
         else:
             self._hold()
@@ -561,6 +609,7 @@ class Pipeline(Graph):
         error_after: str | timedelta | None = None,
         lookup: bool | str | Sequence[str] = False,
         expect: Sequence[Expectation] = (),
+        training_expect: Sequence[Expectation] = (),
     ) -> Model:
         """A model that answers each row of `questions` once and learns from the `answers` when they come.
 
@@ -575,7 +624,7 @@ class Pipeline(Graph):
         warn_after, error_after: as of a view, for the time since the newest example became known that the model has
         learnt. lookup: whether the newest prediction of each key can be looked up over HTTP, and the training set as of
         any time: True for the key, or some of its columns. expect: what is expected of predictions, with severity
-        "warn" or "stop".
+        "warn" or "stop"; training_expect: of the training set.
         """
         what = f"model {name!r}"
         self._new(name, what)
@@ -615,26 +664,29 @@ class Pipeline(Graph):
         predictions = View(f"{name}.predictions", prediction_schema(spec), keys, lookup=by)
         check_model(spec, policy)
         training = View(f"{name}.training", training_schema(spec), keys, lookup=by)
-        asked = expected(expect, predictions.schema, what)
-        if aside := quarantined(asked):
-            raise DefinitionError(
-                f"{what}: {aside[0].name} has severity='quarantine', but a prediction is a fact once it is served; "
-                "expected 'warn' or 'stop', or a guard, which acts before"
-            )
-        if beside := [e for e in asked if e.chain or isinstance(e, Learned)]:
-            raise DefinitionError(
-                f"{what}: {beside[0].name} compares rows, which cannot be expected of predictions: they come when all "
-                "steps are done; expect it of the questions"
-            )
-        if asked:
-            self.expected[predictions.name] = Expected(
-                f"predictions of {what}", predictions.name, predictions.name, predictions.schema, asked
-            )
+        for kind, view, given in (("predictions", predictions, expect), ("training set", training, training_expect)):
+            self._expect_of_model(f"{kind} of {what}", view, given)
         declared = _bounds(what, policy, None, warn_after, error_after)
         made = Model(name, spec, questions.name, reply_name, policy, predictions, training, declared)
         self.models[name] = made
         self.views |= {predictions.name: predictions, training.name: training}
         return made
+
+    def _expect_of_model(self, what: str, view: View, expect: object) -> None:
+        """Let something be expected of what a model makes."""
+        asked = expected(expect, view.schema, what)
+        if aside := quarantined(asked):
+            raise DefinitionError(
+                f"{what}: {aside[0].name} has severity='quarantine', but what was served is a fact; expected 'warn' or "
+                "'stop', a guard, which acts before, or to put questions or answers aside"
+            )
+        if beside := [e for e in asked if e.chain or isinstance(e, Learned)]:
+            raise DefinitionError(
+                f"{what}: {beside[0].name} compares rows, which cannot be expected of what comes when all steps are "
+                "done; expect it of the questions, or of the answers"
+            )
+        if asked:
+            self.expected[view.name] = Expected(what, view.name, view.name, view.schema, asked)
 
     def sink(self, name: str, *relations: View) -> Sink:
         """An output of the changes of the relations, which must have the same columns."""

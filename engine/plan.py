@@ -105,7 +105,7 @@ def _joins(node: Node, draft: _Draft) -> bool:
     inside = {n.name for n in draft.nodes}
     keys = node.operator.keys
     if not keys:
-        return not draft.key or node.inputs[0] in inside
+        return not draft.key or inside.issuperset(node.inputs)
     if keys[0] != draft.key:
         return False
     for name, key in zip(node.inputs, keys, strict=True):
@@ -261,8 +261,7 @@ def waits(graph: Graph) -> dict[str, float]:
     for node in graph.declared.values():
         found[node.name] = max(found[i] for i in node.inputs)
         hold = graph.holds.get(node.view)
-        mine = {n for n in (*graph.declared, *graph.clocks) if n.partition(".")[0] == node.view}
-        if hold and not mine.issuperset(node.inputs):
+        if hold is not None and node.name in hold.steps and not {*hold.steps, *graph.clocks}.issuperset(node.inputs):
             given = (hold.refresh.every, target.get(node.view))
             found[node.name] += min((us for us in given if us is not None), default=inf)
     for model in graph.models.values():

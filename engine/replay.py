@@ -74,7 +74,7 @@ def partitions(graph: Graph, frames: Mapping[str, pl.DataFrame]) -> list[tuple[S
 
 def batches(graph: Graph, merge: Merge) -> Iterator[Batch]:
     """What a merge hands out, with what it leads to in each view, and judged; models are left to the caller."""
-    return map(Judged(graph, graph.expected.keys() - graph.predictions), changes(graph, merge))
+    return map(Judged(graph, graph.expected.keys() - graph.of_models), changes(graph, merge))
 
 
 def changes(graph: Graph, merge: Merge) -> Iterator[Batch]:
@@ -102,12 +102,12 @@ def changes(graph: Graph, merge: Merge) -> Iterator[Batch]:
 
 def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
     """See `Pipeline.replay`."""
-    check_learned(graph, "freshet calibrate")
+    check_learned(graph, "p.calibrate(frames), or freshet calibrate")
     merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph), marked=marked(graph))
     passed = roots(graph, held=True)
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
-    judged = Judged(graph, graph.predictions)
+    judged = Judged(graph, graph.of_models)
     for batch in batches(graph, merge):
         for name, m in graph.models.items():
             asked, told, below = (

@@ -56,6 +56,7 @@ def graph_of(graph: Graph) -> RenderableType:
         )
         branch.add(Text(f"predicts {model.spec.label} from {', '.join(model.spec.features)}", style="dim"))
         _expects(branch, graph, model.predictions.name)
+        _expects(branch, graph, model.training.name)
     sinks = tree.add("sinks")
     for sink in graph.sinks.values():
         sinks.add(Text(f"{sink.name} <- {', '.join(sink.relations)}"))

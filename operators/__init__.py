@@ -12,10 +12,10 @@ import pkgutil
 from operators.aggregate import aggregate
 from operators.before import increasing, step, unique
 from operators.dedupe import dedupe
-from operators.expectation import between, check, matches, not_null, one_of
+from operators.expectation import between, check, fresh, matches, not_null, one_of, release
 from operators.join import join
 from operators.join_asof import join_asof
-from operators.join_label import join_label
+from operators.join_label import join_label, unanswered
 from operators.latest import latest
 from operators.learned import (
     categories,
@@ -35,6 +35,7 @@ from operators.project import project
 from operators.reduction import count, maximum, mean, minimum, total
 from operators.runs import runs
 from operators.silence import silence
+from operators.union import union
 from operators.where import where
 from operators.window import window
 
@@ -48,6 +49,7 @@ __all__ = [
     "dedupe",
     "default_ratio",
     "distinct_ratio",
+    "fresh",
     "increasing",
     "join",
     "join_asof",
@@ -65,12 +67,15 @@ __all__ = [
     "one_of",
     "previous",
     "project",
+    "release",
     "runs",
     "shape",
     "silence",
     "step",
     "stuck",
     "total",
+    "unanswered",
+    "union",
     "unique",
     "usual",
     "where",

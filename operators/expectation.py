@@ -23,7 +23,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import reduce
 from operator import and_
 from typing import Any, Literal, get_args
@@ -35,7 +35,7 @@ import polars as pl
 from operators.delta import BOOL, FLOAT, INT, POS, STRING, TIME, Delta, Schema, to_series
 from operators.expression import ExpressionError, columns, evaluate, fingerprint
 from operators.expression import check as checked
-from operators.operator import DefinitionError, Operator, as_names, known, new_columns
+from operators.operator import DefinitionError, Operator, Relation, as_names, known, microseconds, new_columns
 
 Severity = Literal["warn", "quarantine", "stop"]
 
@@ -98,10 +98,11 @@ class Expectation:
             raise DefinitionError(f"{self.name}: it has type {found}; expected Boolean, such as pl.col('delay') > -60")
 
 
-def expected(given: object, schema: Schema, what: str) -> tuple[Expectation, ...]:
-    """The expectations that were given for a relation with these columns.
+def expected(given: object, schema: Schema, what: str, release: object = None) -> tuple[Expectation, ...]:
+    """The expectations that were given for a relation with these columns. release: what lets rows in all the same.
 
-    Raises `DefinitionError` naming `what` when one is none, cannot be asked, or has the name of another.
+    Raises `DefinitionError` naming `what` when one is none, cannot be asked, or has the name of another, and when there
+    is nothing to release.
     """
     if isinstance(given, (str, Expectation)) or not isinstance(given, Sequence):
         raise DefinitionError(f"{what}: expect is {given!r}; expected a list, such as [op.not_null('origin')]")
@@ -116,7 +117,34 @@ def expected(given: object, schema: Schema, what: str) -> tuple[Expectation, ...
             raise DefinitionError(f"{what}: two expectations are called {one.name!r}; give one another name=")
     if quarantined(given):
         new_columns(schema, {REASON: STRING}, f"{what}: expect with severity='quarantine'")
+    elif release is not None:
+        raise DefinitionError(f"{what}: release is given, but no expectation has severity='quarantine'; leave it out")
+    if release is not None and not isinstance(release, Release):
+        raise DefinitionError(f"{what}: release is {release!r}; expected op.release(approved, within='7d')")
     return tuple(given)
+
+
+@dataclass(frozen=True, eq=False)
+class Release:
+    """What lets rows out of quarantine, see `release`."""
+
+    approved: Relation
+    on: tuple[str, ...] | None
+    within: timedelta
+
+
+def release(approved: Relation, *, within: str | timedelta, on: str | Sequence[str] | None = None) -> Release:
+    """Rows that were put aside are let in when their key is in another relation: each row there approves one.
+
+    It counts when its `at` is at most `within` after that of the row that was put aside; so long what stands on the
+    relation expects such rows. on: what the columns of the key are called there (default: as here).
+
+    Raises `DefinitionError` when it is no relation. SQL: `EXISTS (SELECT * FROM approved WHERE ...)`.
+    """
+    if not isinstance(approved, Relation):
+        raise DefinitionError(f"release: what approves is {approved!r}; expected a source or a view")
+    limit = timedelta(microseconds=microseconds(within, "release: within"))
+    return Release(approved, None if on is None else as_names(on, "release: on"), limit)
 
 
 def chain(expectations: Sequence[Expectation]) -> tuple[Operator, ...]:
@@ -248,6 +276,18 @@ def matches(column: str, pattern: str, *, severity: Severity = "warn", name: str
         ) from None
     condition = pl.col(column_named(column, "matches")).str.contains(whole)
     return Expectation(named(name, "matches", column, pattern), severity, condition, (STRING,))
+
+
+def fresh(
+    column: str, *, at: str, within: str | timedelta, severity: Severity = "warn", name: str | None = None
+) -> Expectation:
+    """A time is at most so long before another of the row: what was joined was not too old. SQL: `at - a <= within`.
+
+    Raises `DefinitionError` for other than names of columns and a duration.
+    """
+    limit = timedelta(microseconds=microseconds(within, "fresh: within"))
+    met = pl.col(column_named(at, "fresh")) - pl.col(column_named(column, "fresh")) <= limit
+    return Expectation(named(name, "fresh", column, within), severity, met, (TIME,))
 
 
 def check(name: str, condition: pl.Expr, *, severity: Severity = "warn") -> Expectation:

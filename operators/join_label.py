@@ -1,5 +1,6 @@
-"""JOIN_LABEL: each question that was answered in time, with its answer.
+"""JOIN_LABEL: each question that was answered in time, with its answer; UNANSWERED: all others.
 
+    unanswered(A)(Q) = the rows of Q that have no row in join_label(A)(Q)
     join_label(A)(Q) = for each question q of Q the answer a of A with the same key and the least (at, pos) such that
                        q.at <= a.at <= q.at + wait; no row when there is none
 
@@ -14,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 
-from operators.delta import AT, FLOAT, INT, STRING, Schema
+from operators.delta import AT, FLOAT, INT, POS, STRING, Schema
 from operators.joining import Choice, Joined, Meeting, declared
 from operators.operator import Maintained, Named, Operator, Relation, microseconds
 from operators.timeline import back
@@ -48,6 +49,9 @@ class JoinLabel(Joined):
     [(-1, 5, 10)]
     """
 
+    rest: ClassVar[bool] = False
+    """Whether the other questions are kept instead."""
+
     wait: int
 
     @property
@@ -64,7 +68,7 @@ class JoinLabel(Joined):
         return rows.join(answered.drop(AT, "_r_at", "_r_pos"), on="_row").drop("_row")
 
     def start(self, inputs: Sequence[Schema]) -> Maintained:
-        return Meeting(self.keys, inputs, self.chosen(inputs), reach=self.wait, forward=True)
+        return Meeting(self.keys, inputs, self.chosen(inputs), reach=self.wait, forward=True, rest=self.rest)
 
     @classmethod
     def samples(cls) -> list[tuple[Operator, list[Schema]]]:
@@ -77,6 +81,26 @@ class JoinLabel(Joined):
             (join_label(Named("answers", answers), on="k", columns={"y": "label"}, wait="3us"), [asked, answers]),
             (join_label(Named("other", other), on=["k", "x"], right_on=["a", "b"], wait="1d"), [asked, other]),
         ]
+
+
+class Unanswered(JoinLabel):
+    """Keeps the questions that have no answer, or none yet.
+
+    SQL: `SELECT * FROM q WHERE NOT EXISTS (SELECT * FROM a WHERE q.flight = a.flight
+    AND a.at BETWEEN q.at AND q.at + wait)`
+    """
+
+    rest = True
+
+    def recompute(self, relations: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+        answered = super().recompute(relations)
+        return relations[0].join(answered, on=[AT, POS], how="anti")
+
+    @classmethod
+    def samples(cls) -> list[tuple[Operator, list[Schema]]]:
+        """Instances with their input schemas, for the laws."""
+        return [(cls(o.right, o.on, o.right_on, (), "", o.wait), given) for o, given in JoinLabel.samples()
+                if isinstance(o, JoinLabel)]  # fmt: skip
 
 
 def join_label(
@@ -97,3 +121,18 @@ def join_label(
     """
     limit = microseconds(wait, "join_label: wait")
     return JoinLabel(*declared(answers, on, right_on, columns, "", "join_label"), limit)
+
+
+def unanswered(
+    answers: Relation,
+    *,
+    on: str | Sequence[str],
+    right_on: str | Sequence[str] | None = None,
+    wait: str | timedelta,
+) -> Unanswered:
+    """Keep the questions that `join_label` with the same arguments leaves out: no answer, or none yet, or too late.
+
+    Raises `DefinitionError` when a column is unknown. SQL: `NOT EXISTS`.
+    """
+    limit = microseconds(wait, "unanswered: wait")
+    return Unanswered(*declared(answers, on, right_on, (), "", "unanswered"), limit)

@@ -295,7 +295,8 @@ class Meeting(Keyed):
     """Left rows with the right row each of them meets.
 
     forward: the first right row at or after the left one instead of the last at or before it, and left rows that meet
-    none are left out instead of having nulls. reach: how far away it may be in microseconds, -1 for any distance.
+    none are left out instead of having nulls; rest: those that meet one are. reach: how far away it may be in
+    microseconds, -1 for any distance.
     hidden: a Boolean column of the right input; a right row for which it is true is met, but as if there were none.
     """
 
@@ -309,12 +310,13 @@ class Meeting(Keyed):
         *,
         reach: int = -1,
         forward: bool = False,
+        rest: bool = False,
         hidden: str | None = None,
     ) -> None:
         left, right = inputs
         super().__init__(keys, {**left, **{new: right[old] for new, old in columns}})
         self.chosen = columns
-        self.reach, self.forward, self.hidden = reach, forward, hidden
+        self.reach, self.forward, self.rest, self.hidden = reach, forward, rest, hidden
         self.left, self.right = Timelines(), Timelines()
         self.rows = Rows(left)
         self.cells = Cells({new: right[old] for new, old in columns})
@@ -349,8 +351,8 @@ class Meeting(Keyed):
         if bad >= 0:
             self._refuse(left, right, bad)
         out = left.with_columns({**left.columns, **self.cells.take(met)})
-        if self.forward and not (answered := met > 0).all():
-            out = out.take(answered)
+        if self.forward and not (kept := (met > 0) != self.rest).all():
+            out = out.take(kept)
         if len(fixes):
             out = concat([out, self._corrections(fixes)])
         if len(gone):
@@ -383,7 +385,7 @@ class Meeting(Keyed):
             other |= ~same(old[name], new[name])
         pairs = np.ones((len(fixes), 2), np.bool_)
         if self.forward:
-            pairs = np.stack([before > 0, after > 0], 1)
+            pairs = np.stack([before > 0, after > 0], 1) != self.rest
             other |= pairs[:, 0] != pairs[:, 1]
         line, side = np.nonzero(pairs & other[:, None])
         out = self.rows.take(number[line], 2 * side - 1, seq[line])

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.__main__",),
     ("engine.cli",),
+    ("engine.worker",),
     ("engine.answer", "engine.status"),
     ("engine.report", "engine.erase", "engine.cluster"),
     ("engine.flow",),

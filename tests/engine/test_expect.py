@@ -141,7 +141,7 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
             learner=linear_model.LinearRegression(),
             expect=[op.between("prediction", 0, 1, severity="quarantine")],
         ),
-        "model 'm': between(prediction, 0, 1) has severity='quarantine', but a prediction is a fact once it is served",
+        "predictions of model 'm': between(prediction, 0, 1) has severity='quarantine', but what was served is a fact",
     ),
     (
         lambda p: p.model(
@@ -152,9 +152,50 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
             learner=linear_model.LinearRegression(),
             expect=[op.unique("id")],
         ),
-        "model 'm': unique(id) compares rows, which cannot be expected of predictions: they come",
+        "predictions of model 'm': unique(id) compares rows, which cannot be expected of what comes when all steps",
     ),
+    (
+        lambda p: source(p, few("warn"), release=op.release(approved(p), within="1d")),
+        "source 's': release is given, but no expectation has severity='quarantine'; leave it out",
+    ),
+    (
+        lambda p: source(p, few(), release=approved(p)),
+        "source 's': release is Source(name='ok'",
+    ),
+    (
+        lambda p: source(p, few(), release=op.release(approved(Pipeline("q")), within="1d")),
+        "source 's': release: 'ok' belongs to another pipeline",
+    ),
+    (
+        lambda p: source(p, few(), release=op.release(approved(p), on="number", within="1d")),
+        "source 's': release by 'ok': join_label: right_on: no column 'number' Known columns: id, at",
+    ),
+    (
+        lambda p: p.view("v", source(p), op.project("x"), expect=[few()], release=op.release(approved(p), within="1d")),
+        "view 'v': release is given, but its rows have no key any more by which to approve one",
+    ),
+    (lambda p: op.release(approved(p), within="soon"), "release: within is 'soon': expected a timedelta or text"),
+    (lambda p: op.release("ok", within="1d"), "release: what approves is 'ok'; expected a source or a view"),  # type: ignore[arg-type]
 ]
+
+
+def approved(p: Pipeline) -> Source:
+    return p.source("ok", key="id", at="at", schema={"id": int, "at": pl.Datetime}, append_only=False)
+
+
+def test_a_row_that_is_approved_is_let_in_until_that_is_taken_back() -> None:
+    p = Pipeline("p")
+    s = source(p, few(), release=op.release(approved(p), within="1m"))
+    p.view("v", s, op.project("id", "x"))
+    rows = frame((1, 0.5), (2, 7.0), (3, 9.0))
+    seconds = {3: [(2, 50)], 4: [(2, 50), (3, 63)], 5: [(2, 50), (2, None)], 6: [(2, 70)]}
+    for n, (let_in, aside) in {3: ([1, 2], [3]), 4: ([1, 2], [3]), 5: ([1], [2, 3]), 6: ([1], [2, 3])}.items():
+        at = [START + timedelta(seconds=t if t is not None else 55) for _, t in seconds[n]]
+        given = {"id": [i for i, _ in seconds[n]], "at": at, "deleted": [t is None for _, t in seconds[n]]}
+        got = p.replay({**rows, "ok": pl.DataFrame(given)})
+        assert sorted(got["v"]["id"]) == let_in
+        assert sorted(got["s.quarantine"]["id"]) == aside
+        assert set(got["s.quarantine"]["reason"]) == {"between(x, 0, 1)"}
 
 
 @pytest.mark.parametrize(("wrong", "text"), WRONG, ids=[w[1][:50] for w in WRONG])

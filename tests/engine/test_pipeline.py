@@ -153,6 +153,23 @@ def test_stages_bring_rows_together_once_per_key() -> None:
     assert dict(made[1].split) == {"v.1": ("tail",), "planes": ("tail",), "landings": ("tail",)}
 
 
+def test_rows_that_are_added_come_whole() -> None:
+    p, d, _, _ = flights()
+    other = p.source("other", key="id", at="sched", schema=d.columns)
+    busy = p.view("busy", d, op.window(by="origin", size="1h", n=op.count()), op.where(pl.col("n") > 5))
+    few = p.view("few", busy, op.project(*d.columns))
+    p.view("both", few, op.union(other), op.window(by="origin", size="1h", m=op.count()))
+    inside = p.view("inside", d, op.window(by="origin", size="1h", n=op.count()))
+    p.view("twice", inside, op.union(inside))
+    made = stages(p)
+    assert [[n.operator.name for n in s.nodes] for s in made] == [
+        ["window", "where", "project"],
+        ["union"],
+        ["window", "window", "union"],
+    ]
+    assert dict(made[1].split) == {}
+
+
 def test_what_is_looked_up_comes_first_at_one_instant() -> None:
     p, d, a, t = flights()
     view = p.view(

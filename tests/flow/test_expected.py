@@ -148,6 +148,42 @@ def test_a_deferred_view_is_split_as_it_is_refreshed(base: Base) -> None:
     assert (told["cards"], told["most"]) == (len(aside), max(r["payments"] for r in aside))
 
 
+APPROVED = """SELECT tx FROM newest n JOIN judged p USING (tx) WHERE n.fraud IS NOT true
+    AND n.known BETWEEN p.at AND p.at + 60000 AND p.reason = ''"""
+
+
+def test_rows_that_are_approved_in_time_are_let_in(folder: Path, base: Base) -> None:
+    db = read(folder, base)
+    approved = {t for (t,) in db.sql(APPROVED).fetchall()}
+    every = dict(db.sql("SELECT tx, amount FROM once").fetchall())
+    want = {tx for tx, amount in every.items() if amount < 30 or tx in approved}
+    assert {r["tx"] for r in values(base, "cleared")} == want
+    assert {r["tx"] for r in values(base, "cleared_aside")} == every.keys() - want
+    let_in = {tx for tx in want if every[tx] >= 30}
+    assert len(let_in) > 20
+    assert len(every) - len(want) > 20
+    lines = [json.loads(line) for line in (base[0] / "out/cleared_aside.jsonl").read_text().splitlines()]
+    gone = {r["tx"] for r in lines if r["weight"] < 0}
+    assert {r["tx"] for r in lines} & let_in == gone & let_in, "what is let in leaves the quarantine"
+    assert len(gone & let_in) > 10
+    late = db.sql("SELECT tx FROM newest n JOIN once p USING (tx) WHERE fraud IS NOT true AND n.known > p.at + 60000")
+    assert {t for (t,) in late.fetchall()} & {r["tx"] for r in values(base, "cleared_aside")}, "one comes too late"
+    spent = {r["card"]: r["turnover"] for r in values(base, "sums")}
+    sums = Counter[str]()
+    for r in values(base, "cleared"):
+        sums[r["card"]] += r["amount"]
+    assert spent == pytest.approx(dict(sums))
+
+
+def test_rows_of_a_deferred_view_are_let_in_at_once(folder: Path, base: Base) -> None:
+    approved = {t for (t,) in read(folder, base).sql(APPROVED).fetchall()}
+    every = {r["tx"]: r["amount"] for r in values(base, "all_later")}
+    assert every
+    want = {tx for tx, amount in every.items() if amount < 30 or tx in approved}
+    assert {r["tx"] for r in values(base, "cleared_later")} == want
+    assert {r["tx"] for r in values(base, "cleared_later_aside")} == every.keys() - want
+
+
 def test_what_is_counted(base: Base) -> None:
     told = {(e["relation"], e["expectation"]): e for e in base[1]["expectations"]}
     views, aside = base[1]["views"], values(base, "payments_aside")
@@ -168,6 +204,8 @@ def test_what_is_counted(base: Base) -> None:
     assert told["high.predictions", "between(prediction, 0, 1)"]["failures"] == 0
     over = sum(r["prediction"] > 0.5 for r in predicted)
     assert told["high.predictions", "between(prediction, 0, 0.5)"]["failing"] == over > 0
+    assert told["high.training", "not_null(label)"]["failures"] == 0
+    assert told["high.training", "even"]["failing"] == sum(r["n"] % 2 for r in values(base, "training")) > 0
     assert 0 < told["shops", "between(limit, 0, 200)"]["failing"] < told["shops", "between(limit, 0, 200)"]["failures"]
     exported = {labels: v for n, labels, v in samples(base[1], False) if n == "freshet_expectation_failing"}
     assert exported["payments", "shops", "quarantine"] == told["payments", "shops"]["failing"]

@@ -182,6 +182,17 @@ def join_label(case: Case) -> str:
 
 
 @query
+def unanswered(case: Case) -> str:
+    return f"SELECT * FROM r0 EXCEPT ALL ({join_label(case)})"
+
+
+@query
+def union(case: Case) -> str:
+    names = ", ".join(f'"{n}"' for n in (*case.out, "_at", "_pos"))
+    return f"SELECT {names} FROM r0 UNION ALL SELECT {names} FROM r1"
+
+
+@query
 def dedupe(case: Case) -> str:
     op: Any = case.operator
     same = " AND ".join(f'b."{n}" IS NOT DISTINCT FROM a."{n}"' for n in op.by)

@@ -28,7 +28,7 @@ from tests.laws.test_laws import CASES, HISTORIES, IDS
 
 MARKS: Schema = {SUSPECT: BOOL, ASIDE: BOOL}
 
-REFUSED = {"Silence"}
+REFUSED = {"Silence", "Unanswered", "Union"}
 """Operators that cannot be used where rows are marked."""
 
 DECLARED = [c for c in CASES if getattr(c.operator, "aside", None) is None and type(c.operator).__name__ not in REFUSED]

@@ -60,6 +60,18 @@ CHECKS: list[tuple[Expectation, str, list[Any], list[Any]]] = [
 ]
 
 
+def test_what_was_joined_is_not_too_old() -> None:
+    schema: Schema = {"seen": TIME, "when": TIME}
+    ages = [timedelta(0), timedelta(hours=1), timedelta(hours=1, microseconds=1), timedelta(days=-9), None]
+    columns = {"seen": to_column([None if a is None else NOON - a for a in ages], TIME)}
+    columns["when"] = to_column([NOON] * len(ages), TIME)
+    one = np.ones(len(ages), np.int64)
+    given = op.fresh("seen", at="when", within="1h")
+    assert (given.name, expected([given], schema, "v")) == ("fresh(seen, 1h)", (given,))
+    (found,) = Judge([given], schema)(Delta(columns, one, one, one, one))
+    assert found.tolist() == [False, False, True, False, False]
+
+
 @pytest.mark.parametrize(("expectation", "name", "good", "bad"), CHECKS, ids=[c[1] for c in CHECKS])
 def test_each_check(expectation: Expectation, name: str, good: list[Any], bad: list[Any]) -> None:
     assert expectation.name == name
@@ -106,6 +118,8 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: expected([op.between("n", NOON)], SCHEMA, "v"), "'n' has type Int64; expected Datetime"),
     (lambda: expected([op.one_of("n", ["a"])], SCHEMA, "v"), "'n' has type Int64; expected String"),
     (lambda: expected([op.matches("n", "a")], SCHEMA, "v"), "'n' has type Int64; expected String"),
+    (lambda: expected([op.fresh("when", at="n", within="1h")], SCHEMA, "v"), "'n' has type Int64; expected Datetime"),
+    (lambda: op.fresh("when", at="seen", within="soon"), "fresh: within is 'soon': expected a timedelta or text"),
     (lambda: expected([op.check("c", pl.col("n") + 1)], SCHEMA, "v"), "c: it has type Int64; expected Boolean"),
     (lambda: expected([op.check("c", pl.col("n").shift() > 0)], SCHEMA, "v"), "looks across rows"),
     (lambda: expected([op.check("c", pl.col("n") > pl.col("n").mean())], SCHEMA, "v"), "looks across rows"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from operators.delta import BEGINNING, BOOL, FLOAT, INT, STRING, Delta, Schema, concat, empty, is_null, to_column
 from operators.join import join
 from operators.join_asof import join_asof
-from operators.join_label import join_label
+from operators.join_label import join_label, unanswered
 from operators.message import UNAVAILABLE
 from operators.operator import DefinitionError, Maintained, Named, Operator
 from operators.timeline import LEAST, Timelines, cut, first, put, tidy
@@ -345,6 +345,23 @@ def test_what_an_earlier_answer_served_is_not_lost_within_one_delta() -> None:
     assert (out(found), found.seq.tolist()) == ([(1, 10, 1), (-1, 10, 1), (1, 10, 2)], [2, 3, 3])
 
 
+def moves(found: Delta) -> list[tuple[int, int]]:
+    """What comes and goes, as (weight, at)."""
+    return list(zip(found.weight.tolist(), found.at.tolist(), strict=True))
+
+
+def test_a_question_is_unanswered_until_the_answer_comes_and_again_when_that_is_taken_back() -> None:
+    kept = started(unanswered(right, on="k", wait="10us"))
+    asked = kept.apply(lefts((10, 7, "a", 0), (10, 8, None, 0), (30, 9, "a", 0), seq=5))
+    assert moves(asked) == [(1, 10), (1, 10), (1, 30)]
+    assert moves(kept.apply(rights((18, 1, "a", 1), seq=9))) == [(-1, 10)]
+    assert len(kept.apply(rights((19, 2, "a", 1), (21, 3, "a", 1), seq=10))) == 0, "it is answered already, or too late"
+    assert len(kept.apply(rights((18, 1, "a", 1), weight=-1, seq=20))) == 0, "another answers it"
+    assert moves(kept.apply(rights((19, 2, "a", 1), weight=-1, seq=21))) == [(1, 10)]
+    late = kept.apply([delta(LEFT, (50, 10, "b", 0), seq=30), delta(RIGHT, (55, 4, "b", 1), seq=31)])
+    assert moves(late) == [(1, 50), (-1, 50)], "it was unanswered when it came"
+
+
 # ---- what is kept
 
 
@@ -365,7 +382,12 @@ def test_an_answer_that_is_forgotten_still_answers() -> None:
 
 @pytest.mark.parametrize(
     ("operator", "keys"),
-    [(ASOF, 8), (join_asof(right, on="k", tolerance="1ms"), 0), (join_label(right, on="k", wait="1ms"), 0)],
+    [
+        (ASOF, 8),
+        (join_asof(right, on="k", tolerance="1ms"), 0),
+        (join_label(right, on="k", wait="1ms"), 0),
+        (unanswered(right, on="k", wait="1ms"), 0),
+    ],
 )
 def test_memory_is_bounded_while_the_horizon_moves(operator: Operator, keys: int) -> None:
     kept = started(operator)
@@ -469,6 +491,8 @@ def test_schemas_that_do_not_fit_are_refused(operator: Operator, other: Schema, 
         (lambda: join_asof(right, on="k", columns="y"), r"columns is 'y'; expected a list such as \['y'\], or a dict"),
         (lambda: join_asof(right, on="k", columns={"a": "y"}, prefix="p_"), r"leave out prefix='p_'"),
         (lambda: join_label(right, on="k", wait="-1h"), r"join_label: wait is '-1h': expected"),
+        (lambda: unanswered("right", on="k", wait="1h"), r"unanswered: the right input is 'right'"),  # type: ignore[arg-type]
+        (lambda: unanswered(right, on="k", wait="soon"), r"unanswered: wait is 'soon': expected"),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused(make: Any, text: str) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from operators import project, where
+from operators import project, union, where
 from operators.delta import BOOL, FLOAT, INT, STRING, TIME, Delta, Schema, empty, to_column
-from operators.operator import DefinitionError, Operator
+from operators.operator import DefinitionError, Named, Operator
 
 SCHEMA: Schema = {"name": STRING, "n": INT, "x": FLOAT, "yes": BOOL, "when": TIME}
 NOON = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
@@ -147,3 +147,24 @@ def test_what_is_refused(made: Any, text: str) -> None:
     with pytest.raises(DefinitionError) as error:
         made()
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (
+            {"n": INT},
+            r"union: the column 'x' is missing in 'b' and Float64 in what its rows are added to; expected the",
+        ),
+        ({"n": INT, "x": INT}, r"union: the column 'x' is Int64 in 'b' and Float64 in"),
+        ({"n": INT, "x": FLOAT, "y": INT}, r"union: the column 'y' is Int64 in 'b' and missing in"),
+    ],
+)
+def test_a_union_of_other_columns_is_refused(other: Schema, text: str) -> None:
+    with pytest.raises(DefinitionError, match=text):
+        union(Named("b", other)).start([{"n": INT, "x": FLOAT}, other])
+
+
+def test_a_union_needs_a_relation() -> None:
+    with pytest.raises(DefinitionError, match=r"union: the other relation is 'b'; expected a source or a view"):
+        union("b")  # type: ignore[arg-type]

@@ -61,6 +61,13 @@ unusual = p.view(
     "unusual", p.quarantine(cards), op.aggregate(by="reason", cards=op.count(), most=op.maximum("payments"))
 )
 
+cheap = op.check("cheap", pl.col("amount") < 30, severity="quarantine")
+let_in = op.release(told, within="1m")
+cleared = p.view("cleared", once, op.where(pl.lit(True)), expect=[cheap], release=let_in)
+cleared_later = p.view("cleared_later", once, op.where(pl.lit(True)), refresh=due, expect=[cheap], release=let_in)
+all_later = p.view("all_later", once, op.where(pl.lit(True)), refresh=due)
+sums = p.view("sums", cleared, op.aggregate(by="card", payments=op.count(), turnover=op.total("amount")))
+
 answers = p.view("answers", payments, op.project("tx", high=pl.col("amount") > 50))
 high = p.model(
     "high",
@@ -72,6 +79,7 @@ high = p.model(
     learner=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
     wait="1d",
     expect=[op.between("prediction", 0, 1, severity="stop"), op.between("prediction", 0, 0.5)],
+    training_expect=[op.check("even", pl.col("n") % 2 == 0), op.not_null("label", severity="stop")],
 )
 
 p.sink("once", once)
@@ -86,4 +94,11 @@ p.sink("cards", cards)
 p.sink("cards_aside", p.quarantine(cards))
 p.sink("all_cards", all_cards)
 p.sink("unusual", unusual)
+p.sink("cleared", cleared)
+p.sink("cleared_aside", p.quarantine(cleared))
+p.sink("cleared_later", cleared_later)
+p.sink("cleared_later_aside", p.quarantine(cleared_later))
+p.sink("all_later", all_later)
+p.sink("sums", sums)
 p.sink("predictions", high.predictions)
+p.sink("training", high.training)
