@@ -382,6 +382,11 @@ class Pipeline(Graph):
             made.append(Node(f"{name}.beside-{i}", step, (beside,), wide := step.schema([wide])))
             beside = made[-1].name
         self.expected[name] = Expected(what, rows, beside, wide, expectations)
+        if whole is not None and release is not None:
+            raise DefinitionError(
+                f"{what}: release lets in rows that do not meet what is expected, but here rows are marked; expected "
+                "one of the two: leave out release or taint=True, or release them where nothing is marked yet"
+            )
         if whole is not None:
             made += self._marks(name, meets, schema, expectations, whole if beside == rows else (beside, wide))
         if aside := quarantined(expectations):
@@ -389,11 +394,6 @@ class Pipeline(Graph):
             line: list[Operator] = [where(good)]
             if release is None:
                 made.append(Node(fails, where(~good), (beside,), wide))
-            elif whole is not None:
-                raise DefinitionError(
-                    f"{what}: its rows are marked (taint=True), and release is given; what was let in would be marked "
-                    "as if it were aside: leave out one of them"
-                )
             else:
                 bad = Node(f"{name}.bad", where(~good), (beside,), wide)
                 made += [bad, *self._approved(what, bad, f"{name}.approved", fails, key, release)]

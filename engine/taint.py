@@ -36,7 +36,8 @@ from operators.dedupe import Dedupe
 from operators.delta import Schema
 from operators.expectation import Expectation, met, quarantined
 from operators.join import Join
-from operators.join_label import Unanswered
+from operators.join_asof import JoinAsof
+from operators.join_label import JoinLabel
 from operators.joining import Joined
 from operators.latest import Latest
 from operators.operator import DefinitionError, Named, Operator
@@ -52,6 +53,9 @@ SUSPECT = "suspect"
 
 ASIDE = "_aside"
 """The column of the whole of a relation that says whether a row was put aside."""
+
+_SAY = {Aggregate, Dedupe, Join, JoinAsof, JoinLabel, Latest, Previous, Project, Runs, Where, Window}
+"""The operators of which it is known what becomes of marks; of what is derived from them it is not."""
 
 _MADE, _FOUND, _ALIKE = "_suspect", "_found", "_alike"
 
@@ -93,6 +97,10 @@ def marked(step: Operator, given: Schema, right: Marked | None) -> list[Operator
     given: the columns. right: the further input of the step, if that is marked. Raises `DefinitionError` for an
     operator of which it is not known what becomes of marks, and for one that makes a column of that name itself.
     """
+    if type(step) not in _SAY:
+        raise DefinitionError(
+            f"op.{step.name} does not say what becomes of suspect rows; use it where none are, or leave out taint=True"
+        )
     marks = [c for c in (SUSPECT, ASIDE) if c in given]
     if isinstance(step, Project):
         if SUSPECT in step.columns:
@@ -113,13 +121,9 @@ def marked(step: Operator, given: Schema, right: Marked | None) -> list[Operator
         return _runs(step, given)
     if isinstance(step, Aggregate):
         return _aggregate(step, given)
-    if isinstance(step, Joined) and (right is None or isinstance(step, Join)):
-        return [step]
-    if isinstance(step, Joined) and right is not None and not isinstance(step, Unanswered):
+    if isinstance(step, Joined) and right is not None and not isinstance(step, Join):
         return _joined(step, given, right)
-    raise DefinitionError(
-        f"op.{step.name} does not say what becomes of suspect rows; use it where none are, or leave out taint=True"
-    )
+    return [step]
 
 
 def taken() -> DefinitionError:

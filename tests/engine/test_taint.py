@@ -38,7 +38,7 @@ def test_without_taint_nothing_changes() -> None:
     for p, taint in ((plain, False), (marked, True)):
         source = payments(p, expect=[HIGH], taint=taint)
         p.view("n", source, op.window(by="card", size="1h", n=op.count()), refresh=deferred(rows=5))
-    assert [n.name for n in plain.nodes.values()] == ["payments.meets", "payments.fails", "payments.quarantine", "n"]
+    assert set(plain.nodes) == {"payments.meets", "payments.fails", "payments.quarantine", "n"}
     assert list(plain.views["n"].schema) == [*COLUMNS, "n"]
     assert list(marked.views["n"].schema) == [*COLUMNS, "n", "suspect"]
     assert not plain.marked
@@ -135,9 +135,15 @@ def joined_table(p: Pipeline) -> object:
     return p.view("v", payments(p), op.join(table, on="card"))
 
 
+def released(p: Pipeline) -> object:
+    approved = p.source("approved", key="tx", at="at", schema={"tx": int, "at": pl.Datetime})
+    return payments(p, expect=[HIGH], taint=True, release=op.release(approved, within="7d"))
+
+
 @pytest.mark.parametrize(
     ("declare", "told"),
     [
+        (released, "source 'payments': release lets in rows that do not meet what is expected, but here rows are"),
         (nothing, "source 'payments' has taint=True, but nothing is expected of its rows, so none is suspect; declare"),
         (own_column, f"source 's': {TAKEN}; give the new one another name"),
         (own_column_meets_marks, rf"view 'v', step 1 \(join_asof\): {TAKEN}"),
