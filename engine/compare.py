@@ -36,7 +36,7 @@ from engine.graph import Graph, Model, Source
 from engine.keeper import Erased, Keeper
 from engine.merge import Merge, Partition
 from engine.model import kept
-from engine.plan import due, marked, rank, watermark
+from engine.plan import due, rank, watermark, watermarks_needed
 from engine.policy import Policy, check_model, debt, deferred, immediate, on_query
 from engine.refit import Refitted
 from engine.replay import batches
@@ -224,7 +224,7 @@ def compare(
             one = kept(replace(model.spec, naive=False), policy)
             one.keeper = watched = Watched(one.keeper)
             running.append((model, policy, watched, one.apply))
-    merge = Merge(partitions, rank(graph), batch_rows, until, dues=due(graph), marked=marked(graph))
+    merge = Merge(partitions, rank(graph), batch_rows, until, dues=due(graph), watermarks=watermarks_needed(graph))
     for batch in batches(graph, merge):
         for model, policy, watched, apply in running:
             if watched.failed is not None:

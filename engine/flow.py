@@ -52,7 +52,7 @@ from engine.large import Large
 from engine.lookup import Lookups
 from engine.merge import Merge
 from engine.model import KeptModel, kept
-from engine.plan import Settle, Stage, Tick, bounds, due, marked, rank, roots, steps, watermark
+from engine.plan import Settle, Stage, Tick, bounds, due, rank, roots, steps, watermark, watermarks_needed
 from engine.publish import Publish
 from engine.recovery import State
 from engine.settings import Settings
@@ -257,7 +257,7 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
             due(run.graph),
             run.follow,
             self._intake,
-            marked(run.graph),
+            watermarks_needed(run.graph),
         )
         self._intake.begin(self._inputs.of_topics(self._merge.beginnings()))
         self._next = run.measured("reading", self._merge.next)
@@ -501,7 +501,7 @@ def _model(run: Run, model: Model) -> Callable[[Any], _Keep]:
                 batch.first,
                 batch.live,
                 refreshes=batch.forgotten is None,
-                reached=contained_after_each(model.spec.sources, passed, batch.marks, batch.contained),
+                reached=contained_after_each(model.spec.sources, passed, batch.watermarks, batch.contained),
             )
             predictions, training = made
             if batch.forgotten is not None:

@@ -88,7 +88,7 @@ class Holding:
 
     def _contain(self, batch: Batch, first: int) -> None:
         """Tell what the view contains after each change. first: the `seq` from which on something waited."""
-        seen = contained_after_each(self.sources, self.before, batch.marks, batch.contained)
+        seen = contained_after_each(self.sources, self.before, batch.watermarks, batch.contained)
         free = max(first - batch.first, 0)
         for source, marks in seen.items():
             mine = marks.copy()

@@ -241,7 +241,7 @@ class Merge:
     which ties are broken, first the one that comes first. batch_rows: a batch ends at a multiple of this number of
     rows, where a deferred view is due, or where nothing more is there. until: rows known at or after it are left unread
     (microseconds after midnight of the first day). dues: when each deferred view is due. follow: the present matters
-    once all that was there has been read: `live`. intake: where batches are noted. marked: batches say what the
+    once all that was there has been read: `live`. intake: where batches are noted. watermarks: batches say what the
     watermarks are after each change.
     """
 
@@ -255,7 +255,7 @@ class Merge:
         dues: Sequence[Due] = (),
         follow: bool = False,
         intake: Intake | None = None,
-        marked: bool = False,
+        watermarks: bool = False,
     ) -> None:
         self.sources = [source for source, _ in partitions]
         self._rank = {name: i for i, name in enumerate(rank)}
@@ -263,7 +263,7 @@ class Merge:
         self.until = until
         self.follow = follow
         self.intake = intake
-        self.marked = marked
+        self.watermarks = watermarks
         self.schedule = Schedule(dues, [s.name for s in self.sources], state["schedule"] if state else None)
         self.live = False
         self.since: int | None = None
@@ -465,7 +465,7 @@ class Merge:
         all rows that are to be forgotten.
         """
         batch = Batch(self.number + 1, {}, self.watermark, self.horizon, self.read, self.seq, self.seq, self.clock)
-        batch.known, batch.marks = np.array([self.clock]), self._marks_now()
+        batch.known, batch.watermarks = np.array([self.clock]), self._marks_now()
         batch.due, batch.forgotten = frozenset(d.view for d in self.schedule.dues), positions
         for source in self.sources:
             delta = changes.get(source.name, empty(source.messages))
@@ -510,7 +510,7 @@ class Merge:
         if not taken and not dead:
             return None
         self.number += 1
-        batch = Batch(self.number, {}, {}, horizon, self.read, due=frozenset(due), dead=dead, marks=self._marks)
+        batch = Batch(self.number, {}, {}, horizon, self.read, due=frozenset(due), dead=dead, watermarks=self._marks)
         if taken:
             batch.first, batch.last = first_seq, self.seq - 1
             batch.clock, batch.known = int(self._known[0]), self._known
@@ -528,12 +528,12 @@ class Merge:
         self.number += 1
         none = {s.name: empty(s.messages) for s in self.sources}
         batch = Batch(self.number, none, self.watermark, self.horizon, self.read, self.seq, self.seq, clock)
-        batch.known, batch.marks, batch.due = np.array([clock]), self._marks_now(), frozenset(due)
+        batch.known, batch.watermarks, batch.due = np.array([clock]), self._marks_now(), frozenset(due)
         return batch
 
     def _marks_now(self) -> dict[str, Ints]:
         """The watermarks as they are, as those of a batch of one change."""
-        return {name: np.array([mark]) for name, mark in self.watermark.items()} if self.marked else {}
+        return {name: np.array([mark]) for name, mark in self.watermark.items()} if self.watermarks else {}
 
     def _ready(self) -> list[int]:
         """For each feed how many rows can be handed out before any row that is still unread elsewhere."""
@@ -617,7 +617,7 @@ class Merge:
         handed = [(f, *f.hand_out(to[f.name])) for f in self.feeds if f.name in to]
         handed = [(f, delta, known, records) for f, delta, known, records in handed if len(delta)]
         if not handed:
-            self._marks = {s.name: np.empty(0, np.int64) for s in self.sources} if self.marked else {}
+            self._marks = {s.name: np.empty(0, np.int64) for s in self.sources} if self.watermarks else {}
             return [], []
         known = np.concatenate([k for _, _, k, _ in handed])
         rank = order = np.arange(len(known))
@@ -632,7 +632,7 @@ class Merge:
             due = self.schedule.take(clock, whose[order], read)
         edges = np.cumsum([len(d) for _, d, _, _ in handed])[:-1]
         ranks = np.split(rank, edges)
-        if self.marked:
+        if self.watermarks:
             named = {f.name: (k, mine) for (f, _, k, _), mine in zip(handed, ranks, strict=True)}
             self._marks = self._after_each(named, clock)
         done = [

@@ -170,7 +170,7 @@ def roots(graph: Graph, held: bool = False, rows: bool = False) -> dict[str, fro
     return found.all()
 
 
-def marked(graph: Graph) -> bool:
+def watermarks_needed(graph: Graph) -> bool:
     """Whether it is needed what the watermarks are after each change: predictions tell it, and deferred views."""
     return bool(graph.models or graph.holds)
 

@@ -18,7 +18,7 @@ from engine.graph import DELETED, Graph, Hold, Source
 from engine.hold import Holding, Settling
 from engine.merge import Chunk, Merge, Partition
 from engine.model import kept as kept_model
-from engine.plan import Stage, Step, Tick, due, marked, rank, roots, steps, watermark
+from engine.plan import Stage, Step, Tick, due, rank, roots, steps, watermark, watermarks_needed
 from engine.scan import Records
 from engine.timing import Timing
 from engine.view import Shard
@@ -103,7 +103,8 @@ def changes(graph: Graph, merge: Merge) -> Iterator[Batch]:
 def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
     """See `Pipeline.replay`."""
     check_learned(graph, "freshet calibrate")
-    merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph), marked=marked(graph))
+    needed = watermarks_needed(graph)
+    merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph), watermarks=needed)
     passed = roots(graph, held=True)
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}
@@ -115,7 +116,7 @@ def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) ->
                 batch.deltas[m.answers],
                 watermark(graph, m, batch.watermark),
             )
-            reached = contained_after_each(m.spec.sources, passed[m.questions], batch.marks, batch.contained)
+            reached = contained_after_each(m.spec.sources, passed[m.questions], batch.watermarks, batch.contained)
             made = models[name].apply(asked, told, below, batch.known, batch.first, reached=reached)
             batch.deltas[m.predictions.name], batch.deltas[m.training.name] = made
         judged(batch)

@@ -45,7 +45,7 @@ def merge(case: Case, blocks: list[int], batch_rows: int, dues: list[Due], folde
         begin = feeds[f"{s.name}/0"]["position"] if f"{s.name}/0" in feeds else 0
         parts.append((s, [Arriving(at, blocks, begin, bad)]))
     intake = Intake(folder, state["number"] if state else 0)
-    return Merge(parts, [s.name for s in case.sources], batch_rows, None, state, dues, True, intake, marked=True)
+    return Merge(parts, [s.name for s in case.sources], batch_rows, None, state, dues, True, intake, watermarks=True)
 
 
 def arrive(m: Merge, name: str, rows: int) -> None:
@@ -59,7 +59,7 @@ def arrive(m: Merge, name: str, rows: int) -> None:
 def content(b: Batch) -> Any:
     deltas = {n: (d.at.tolist(), d.pos.tolist(), d.seq.tolist()) for n, d in b.deltas.items()}
     return (b.number, deltas, b.watermark, b.horizon, b.read, b.first, b.last, b.clock, b.known.tolist(), b.live, b.due,
-            sorted(b.dead), sorted(b.late), {n: m.tolist() for n, m in b.marks.items()})  # fmt: skip
+            sorted(b.dead), sorted(b.late), {n: m.tolist() for n, m in b.watermarks.items()})  # fmt: skip
 
 
 blocks = st.lists(st.integers(1, 7), min_size=1, max_size=3)
@@ -152,7 +152,7 @@ def test_a_partition_that_appears_joins_where_its_source_is(tmp_path: Path) -> N
     def made(state: Any = None, parts: int = 1) -> Merge:
         several = [Arriving(at, [9], 0, (), 3) for at in (first, more)]
         intake = Intake(tmp_path, 0)
-        return Merge([(s, several[:parts])], ["s"], 2, None, state, (), True, intake, marked=True)
+        return Merge([(s, several[:parts])], ["s"], 2, None, state, (), True, intake, watermarks=True)
 
     m = made()
     batches = [m.next(0), m.next(0)]

@@ -43,7 +43,7 @@ def merging(case: Partitions, blocks: list[int], batch_rows: int, state: Any = N
         return state["feeds"][f"{s.name}/{i}"]["position"] if state else 0
 
     parts = [(s, [Blocks(a, blocks, at(s, i)) for i, a in enumerate(ats)]) for s, ats in case]
-    return Merge(parts, [s.name for s, _ in case], batch_rows, state=state, marked=True)
+    return Merge(parts, [s.name for s, _ in case], batch_rows, state=state, watermarks=True)
 
 
 def after_each(m: Merge, stop_after: int | None = None) -> tuple[list[dict[str, int]], list[tuple[str, int, int]]]:
@@ -53,8 +53,8 @@ def after_each(m: Merge, stop_after: int | None = None) -> tuple[list[dict[str, 
     batches = 0
     while (stop_after is None or batches < stop_after) and (batch := m.next()) is not None:
         batches += 1
-        assert {name: int(mark[-1]) for name, mark in batch.marks.items()} == batch.watermark
-        marks += [{n: int(mark[i]) for n, mark in batch.marks.items()} for i in range(len(batch.known))]
+        assert {name: int(mark[-1]) for name, mark in batch.watermarks.items()} == batch.watermark
+        marks += [{n: int(mark[i]) for n, mark in batch.watermarks.items()} for i in range(len(batch.known))]
         for name, delta in batch.deltas.items():
             for pos, seq in zip(delta.pos.tolist(), delta.seq.tolist(), strict=True):
                 number = (pos >> OFFSET_BITS) & ((1 << PARTITION_BITS) - 1)
@@ -107,23 +107,23 @@ def slowly(case: Partitions, came: list[tuple[str, int, int]]) -> list[dict[str,
 def test_a_partition_that_joins_later_holds_its_source_where_it_was() -> None:
     a, b = Blocks([MINUTE, 2 * MINUTE], [20]), Blocks([3 * MINUTE], [20])
     s = source("s")
-    m = Merge([(s, [a])], ["s"], 100, follow=True, marked=True)
+    m = Merge([(s, [a])], ["s"], 100, follow=True, watermarks=True)
     batch = m.next()
     assert batch is not None
-    assert batch.marks["s"].tolist() == [MINUTE, 2 * MINUTE]
+    assert batch.watermarks["s"].tolist() == [MINUTE, 2 * MINUTE]
     m.add(s, 1, b)
     a.at += [5 * MINUTE]
     batch = m.next()
     assert batch is not None
-    assert batch.marks["s"].tolist() == [2 * MINUTE, 3 * MINUTE], "first the new one's row, then that of the other"
+    assert batch.watermarks["s"].tolist() == [2 * MINUTE, 3 * MINUTE], "first the new one's row, then that of the other"
 
 
 def test_a_batch_of_nothing_but_what_became_no_row_tells_of_no_change() -> None:
-    m = Merge([(source("s"), [Blocks([MINUTE, 2 * MINUTE], [20], bad=(0, 1))])], ["s"], 100, marked=True)
+    m = Merge([(source("s"), [Blocks([MINUTE, 2 * MINUTE], [20], bad=(0, 1))])], ["s"], 100, watermarks=True)
     batch = m.next()
     assert batch is not None
     assert len(batch.dead) == 2
-    assert {name: len(mark) for name, mark in batch.marks.items()} == {"s": 0}
+    assert {name: len(mark) for name, mark in batch.watermarks.items()} == {"s": 0}
 
 
 def frames(n: int) -> dict[str, pl.DataFrame]:
