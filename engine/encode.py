@@ -66,11 +66,11 @@ def _row_by_row(fields: list[tuple[str, Array, Any]], n: int) -> bytes:
 
 def _python(column: Array, dtype: Any) -> list[Any]:
     values: list[Any] = column.tolist()
-    if dtype == INT:
-        return [None if v == NULL else v for v in values]
-    if dtype == BOOL:
+    if column.dtype == np.int8:
         return [None if v == NULL_BOOL else v == 1 for v in values]
-    return [_iso(v) for v in values] if dtype == TIME else values
+    if column.dtype != np.int64:
+        return values
+    return [_iso(v) for v in values] if dtype == TIME else [None if v == NULL else v for v in values]
 
 
 def _iso(at: int) -> str | None:
