@@ -105,6 +105,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "freshet_source_unread_bytes": ("gauge", ("source",), "Bytes of its files behind what was handed on."),
     "freshet_consumer_lag_records": ("gauge", ("source",), "Offsets of its topics behind what was handed on."),
     "freshet_source_fetched_bytes": ("gauge", ("source",), "Bytes of its topics that were fetched and not read yet."),
+    "freshet_read_ratio": ("gauge", (), "Share of what is there that has been read, by bytes and offsets."),
     "freshet_batches_in_flight": (
         "gauge",
         (),
@@ -359,6 +360,7 @@ def _working(worker: dict[str, Any]) -> Iterator[Sample]:
         yield "freshet_step_seconds", (step,), spent["seconds"]
     if (saved := worker["checkpoints"]) is None:
         return
+    yield "freshet_read_ratio", (), worker["read_ratio"]
     yield "freshet_checkpoint_interval_seconds", (), saved["epoch_seconds"]
     yield "freshet_checkpoints", (), saved["count"]
     if saved["at"] is not None:

@@ -215,6 +215,7 @@ def worker(run: Run) -> dict[str, Any]:
         "seconds": kept.seconds,
     }
     return {
+        "read_ratio": None if run.merge is None else run.merge.progress,
         "batches_in_flight": run.in_flight,
         "brokers_silent_seconds": run.silent,
         "unanswered_messages": run.unanswered,
