@@ -15,7 +15,9 @@ from typing import Any
 import polars as pl
 import pytest
 from deltalake import DeltaTable
+from river.linear_model import LinearRegression
 
+import operators as op
 from engine.audit import audit
 from engine.changes import complete
 from engine.flow import Run
@@ -283,3 +285,19 @@ def test_what_cannot_be_audited_is_refused(folder: Path, tmp_path: Path) -> None
         cards(plain)
     with pytest.raises(DefinitionError, match="there is no model 'frauds' in pipeline 'cards'; there are: fraud"):
         audit(cards(folder), folder / "state", "frauds")
+
+
+def test_a_relation_and_a_feature_may_have_any_name(tmp_path: Path) -> None:
+    p = Pipeline("names")
+    asked = p.source("complete", key="id", at="at", schema={"id": int, "at": pl.Datetime, "there": float}, log=True)
+    p.model(
+        "m", p.view("v", asked, op.project("id", "there")), answers=asked, label="there", learner=LinearRegression()
+    )
+    lines = [{"id": i, "at": f"2024-01-01T12:00:{i:02}Z", "there": i / 4} for i in range(20)]
+    (tmp_path / "complete.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "freshet.toml").write_text('port = 0\n[sources.complete]\npath = "complete.jsonl"\n')
+    state = tmp_path / "state"
+    run_here(p, tmp_path, tmp_path / "out", state)
+    found = p.audit("m", state=state)
+    assert (found["checked"], found["mismatches"]) == (20, 0)
+    assert p.as_of("complete", state=state)["there"].to_list() == [line["there"] for line in lines]
