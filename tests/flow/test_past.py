@@ -18,6 +18,7 @@ from deltalake import DeltaTable
 from river.linear_model import LinearRegression
 
 import operators as op
+from engine import deferred
 from engine.audit import audit
 from engine.changes import complete
 from engine.flow import Run
@@ -159,6 +160,20 @@ def test_what_depends_on_more_than_logs_is_refused(folder: Path, tmp_path: Path)
             past(plain, state, name)
     with pytest.raises(LogError, match="nothing has been saved, or a run is being resumed"):
         past(cards(folder), tmp_path, "labelled")
+
+
+def test_what_a_deferred_view_puts_aside_is_not_in_its_log() -> None:
+    p = Pipeline("p")
+    s = p.source("s", key="id", at="at", schema={"id": int, "at": pl.Datetime}, log=True)
+    low = op.between("id", 0, 9, severity="quarantine")
+    v = p.view("v", s, op.project("id"), expect=[low], refresh=deferred(rows=3), log=True)
+    p.view("w", p.quarantine(v), op.project("id"))
+    assert needed(p, "v") == {"v"}
+    for name, text in (("v.quarantine", "it cannot be recomputed"), ("w", "declare log=True of 'w'")):
+        with pytest.raises(
+            DefinitionError, match=f"the deferred view 'v' was depends on when it was refreshed; {text}"
+        ):
+            needed(p, name)
 
 
 def test_killed_at_any_moment_the_logs_are_what_they_would_be(folder: Path, run: Run, tmp_path: Path) -> None:
