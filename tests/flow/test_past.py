@@ -316,3 +316,25 @@ def test_a_relation_and_a_feature_may_have_any_name(tmp_path: Path) -> None:
     found = p.audit("m", state=state)
     assert (found["checked"], found["mismatches"]) == (20, 0)
     assert p.as_of("complete", state=state)["there"].to_list() == [line["there"] for line in lines]
+
+
+def test_what_other_rows_took_from_what_is_forgotten_remains_in_a_log_and_is_told(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.py").write_text(
+        "import polars as pl\nimport operators as op\nfrom engine import Pipeline\np = Pipeline('p')\n"
+        "schema = {'id': int, 'at': pl.Datetime, 'who': str}\n"
+        "s = p.source('s', key='id', at='at', schema=schema, log=True, erasable=True)\n"
+        "p.view('before', s, op.previous(by='at', last='who'), log=True)\n"
+        "p.view('alone', s, op.project('who'), log=True)\n"
+    )
+    lines = [{"id": i, "at": "2024-01-01T12:00:00Z", "who": f"w{i}"} for i in range(3)]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "freshet.toml").write_text('port = 0\n[sources.s]\npath = "s.jsonl"\n')
+    given = ("--state", "state", "--out", "out")
+    assert freshet("run", tmp_path, *given, cwd=tmp_path).returncode == 0
+    done = freshet("forget", tmp_path, "who=w1", "--json", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = [text for text in json.loads(done.stdout)["remains"] if "change logs" in text]
+    assert told == ["the change logs of before: what other rows had taken from them, as it was before"]
+    log = scan(tmp_path / "state" / "log" / "before").collect()
+    assert log.filter(pl.col("who") == "w1").is_empty()
+    assert log.filter(pl.col("last") == "w1")[WEIGHT].to_list() == [1, -1]
