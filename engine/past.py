@@ -42,7 +42,7 @@ def past(
         close = difflib.get_close_matches(name, there, 1)
         raise DefinitionError(
             f"there is no source or view {name!r} in pipeline {graph.name!r}"
-            f"{f'; did you mean {close[0]!r}?' if close else ''} There are: {', '.join(there)}"
+            f"{f'; did you mean {close[0]!r}?' if close else '.'} There are: {', '.join(there)}"
         )
     if name in training or (name in graph.views and name in graph.logged):
         return as_of(scan(state / "log" / name), known, seq).collect()

@@ -155,6 +155,7 @@ def test_what_depends_on_more_than_logs_is_refused(folder: Path, tmp_path: Path)
         ("known_cards", "what the deferred view 'cards' was depends on when it was refreshed; declare log=True of"),
         ("fraud.predictions", "is made by a model as it was then: take it from where a sink keeps it"),
         ("feature", "did you mean 'features'"),
+        ("xyz", r"there is no source or view 'xyz' in pipeline 'cards'\. There are: payments"),
     ):
         with pytest.raises(DefinitionError, match=text):
             past(plain, state, name)
