@@ -31,6 +31,8 @@ SAMPLE = 100
 TOLD = 10
 """So many of the values that differ are told, at most."""
 
+_THERE = "_there"
+
 
 def audit(graph: Graph, state: Path, model: str, sample: int = SAMPLE, since: int = -1) -> dict[str, Any]:
     """What an audit of a model finds, as JSON values.
@@ -59,7 +61,7 @@ def audit(graph: Graph, state: Path, model: str, sample: int = SAMPLE, since: in
     served = answered.with_columns(pl.struct(AT, POS).hash(seed=1).alias(WEIGHT)).sort(WEIGHT).head(sample).sort("seq")
     schema = {f: made.spec.questions[f] for f in made.spec.features}
     again = _again(graph, made.questions, schema, logs, served)
-    there = again["there"].to_numpy().astype(bool)
+    there = again[_THERE].to_numpy().astype(bool)
     features, wrong = _compared(served, again, schema, made.spec.key, there)
     later = _later(logs, served)
     absent = int((~there).sum())
@@ -88,7 +90,7 @@ def _found(graph: Graph, model: str) -> Model:
 def _again(
     graph: Graph, view: str, schema: Schema, logs: Mapping[str, pl.DataFrame], served: pl.DataFrame
 ) -> pl.DataFrame:
-    """For each row that was served that of the view, recomputed as of its question, and whether it is `there`."""
+    """For each row that was served that of the view, recomputed as of its question, and whether it is there."""
     found = [pl.DataFrame(schema={**schema, AT: INT, POS: INT})]
     whose = served.select("seq", pl.col(AT).cast(INT).fill_null(BEGINNING), POS)
     relations = {name: _Relation(log) for name, log in logs.items()}
@@ -96,9 +98,9 @@ def _again(
         known = Recompute(graph, {name: relation(int(str(seq))) for name, relation in relations.items()})
         rows = pl.concat(known.at(view, at, at) for at in asked[AT].unique())
         found.append(rows.join(asked, on=[AT, POS], how="semi").select(*schema, pl.col(AT, POS).cast(INT)))
-    again = pl.concat(found).with_columns(there=pl.lit(True))
+    again = pl.concat(found).with_columns(pl.lit(True).alias(_THERE))
     return whose.join(again, on=[AT, POS], how="left", maintain_order="left").with_columns(
-        pl.col("there").fill_null(False)
+        pl.col(_THERE).fill_null(False)
     )
 
 

@@ -68,7 +68,10 @@ class Audits:
         due = [(one.at + one.every, name) for name, one in self._models.items() if one.at is not None]
         when, name = min(due, default=(now + 1, ""))
         if when <= now:
-            self._begin(name)
+            try:
+                self._begin(name)
+            except OSError as error:
+                self._failed(name, now, str(error))
 
     def _begin(self, model: str) -> None:
         self._folder.mkdir(exist_ok=True)
@@ -88,7 +91,7 @@ class Audits:
 
     def _ended(self, model: str, code: int, now: int) -> None:
         one = self._models[model]
-        one.at, one.audits, one.why = now, one.audits + 1, None
+        one.at, one.why = now, None
         try:
             if code not in (0, 1):
                 raise ValueError(f"it ended with {code}")
@@ -98,9 +101,14 @@ class Audits:
             told |= {name: sum(kinds.values()) for name, kinds in found["features"].items()}
             for name, n in told.items():
                 one.mismatches[name] = one.mismatches.get(name, 0) + n
+            one.audits += 1
         except (OSError, ValueError, KeyError) as error:
             said = self._report(model).with_suffix(".errors").read_text(errors="replace").strip()
-            one.failed, one.why = one.failed + 1, said.splitlines()[-1] if said else str(error)
+            self._failed(model, now, said.splitlines()[-1] if said else str(error))
+
+    def _failed(self, model: str, now: int, why: str) -> None:
+        one = self._models[model]
+        one.at, one.audits, one.failed, one.why = now, one.audits + 1, one.failed + 1, why
 
     def figures(self, model: str) -> dict[str, Any] | None:
         """What the audits of a model found so far, as JSON values; None when there are none.

@@ -18,7 +18,7 @@ from engine.batch import Batch
 from engine.graph import Graph
 from engine.log import ChangeLog, Saved
 
-_NOTE = "complete"
+_NOTE = "_complete"  # not the name of a relation
 
 
 class Changes:

@@ -107,6 +107,9 @@ def _remains(run: Run, models: Mapping[str, Any], without: Sequence[str]) -> lis
                 f"messages that were published before, in the topics {', '.join(topics)}: tombstones of what was taken "
                 "back were sent, and compaction removes what they are for"
             )
+    moved = run.publish.forgotten if run.publish else {}
+    if names := ", ".join(n for n in run.graph.logged if moved.get(n, (0, 0))[0]):
+        out.append(f"the change logs of {names}: what other rows had taken from them, as it was before")
     for name, m in models.items():
         for v in m["versions"]:
             if v["serves"]:

@@ -42,7 +42,7 @@ def past(
         close = difflib.get_close_matches(name, there, 1)
         raise DefinitionError(
             f"there is no source or view {name!r} in pipeline {graph.name!r}"
-            f"{f'; did you mean {close[0]!r}?' if close else ''} There are: {', '.join(there)}"
+            f"{f'; did you mean {close[0]!r}?' if close else '.'} There are: {', '.join(there)}"
         )
     if name in training or (name in graph.views and name in graph.logged):
         return as_of(scan(state / "log" / name), known, seq).collect()
@@ -62,7 +62,13 @@ def needed(graph: Graph, name: str, roots: bool = False) -> set[str]:
     found, missing, declared = set[str](), list[str](), graph.declared
     predictions = {m.predictions.name for m in graph.models.values()}
 
-    def visit(one: str, path: str) -> None:
+    def cure(of: str, trail: tuple[str, ...]) -> str:
+        """What is to be done where it depends on more what this view was: something on the way must have a log."""
+        logs = [v for v in (of, name) if v in trail and v in graph.ends]
+        return f"declare log=True of {logs[0]!r}" if logs and not roots else "it cannot be recomputed"
+
+    def visit(one: str, path: str, before: tuple[str, ...] = ()) -> None:
+        trail = (*before, one)
         if one in found or one in missing:
             return
         if one in graph.logged and not (roots and one in graph.views):
@@ -74,23 +80,22 @@ def needed(graph: Graph, name: str, roots: bool = False) -> set[str]:
         elif one in graph.clocks:
             view = one.removesuffix(".clock")
             raise DefinitionError(
-                f"{path}: what view {view!r} was depends on how far its sources had come; "
-                + ("it cannot be recomputed" if roots else f"declare log=True of {view!r}")
+                f"{path}: what view {view!r} was depends on how far its sources had come; {cure(view, trail)}"
             )
         else:
             node = declared[one]
-            cure = "it cannot be recomputed" if roots else f"declare log=True of {node.view!r}"
             if node.view in graph.holds:
                 raise DefinitionError(
-                    f"{path}: what the deferred view {node.view!r} was depends on when it was refreshed; {cure}"
+                    f"{path}: what the deferred view {node.view!r} was depends on when it was refreshed; "
+                    + cure(node.view, trail)
                 )
             if node.operator.forgets:
                 raise DefinitionError(
                     f"{path}: {node.operator.name} forgets keys (keep=), so what {node.view!r} was depends on when it "
-                    f"did; {cure}"
+                    f"did; {cure(node.view, trail)}"
                 )
             for other in node.inputs:
-                visit(other, path)
+                visit(other, path, trail)
 
     visit(name, f"{name!r} as of a moment")
     if missing:

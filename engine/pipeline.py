@@ -34,14 +34,14 @@ from engine.plan import roots
 from engine.policy import Policy, check_model, duration, immediate
 from engine.replay import replay
 from engine.spec import ModelSpec, prediction_schema, training_schema
-from engine.taint import SUSPECT, Marked, judged, live, marked, taken
+from engine.taint import ASIDE, SUSPECT, Marked, judged, live, marked, taken
 from operators.delta import BOOL, INT, STRING, TIME, Schema, type_of
 from operators.expectation import REASON, Expectation, Release, chain, expected, met, quarantined, reason
 from operators.join_label import join_label, unanswered
 from operators.latest import latest
 from operators.learned import EVERY, Learned, Ranges
 from operators.operator import CLOCK, DefinitionError, Named, Operator, as_names, fit_as_key, known, microseconds
-from operators.project import project
+from operators.project import Project, project
 from operators.union import union
 from operators.where import where
 
@@ -111,6 +111,19 @@ def _behind(before: str, given: Schema, steps: Sequence[tuple[str, Operator]]) -
         made.append(Node(name, operator, (before, *(o.name for o in operator.others)), given))
         before = name
     return made
+
+
+def _and_aside(name: str, beside: str, wide: Schema, whole: str, whole_schema: Schema) -> list[Node]:
+    """The nodes from rows with hidden columns, `beside`, to these and those of a whole that were put aside before."""
+    if ASIDE not in whole_schema:
+        return []
+    hidden = {n: pl.lit(None, t) for n, t in wide.items() if n not in whole_schema}
+    made = _behind(
+        whole, whole_schema, [(f"{name}.aside", where(pl.col(ASIDE))), (f"{name}.aside-wide", Project((), hidden))]
+    )
+    aside = Named(made[-1].name, made[-1].schema)
+    steps = [(f"{name}.beside-there", Project((), {ASIDE: pl.lit(False)})), (f"{name}.beside", union(aside))]
+    return [*made, *_behind(beside, wide, steps)]
 
 
 def _audit(graph: Graph, questions: str, every: str | timedelta | None, what: str) -> int | None:
@@ -388,7 +401,10 @@ class Pipeline(Graph):
                 "one of the two: leave out release or taint=True, or release them where nothing is marked yet"
             )
         if whole is not None:
-            made += self._marks(name, meets, schema, expectations, whole if beside == rows else (beside, wide))
+            if beside != rows:
+                made += _and_aside(name, beside, wide, *whole)
+                whole = made[-1].name, made[-1].schema
+            made += self._marks(name, meets, schema, expectations, whole)
         if aside := quarantined(expectations):
             fails, quarantine, good = f"{name}.fails", f"{name}.quarantine", met(aside)
             line: list[Operator] = [where(good)]

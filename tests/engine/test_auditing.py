@@ -97,6 +97,20 @@ def test_one_that_fails_is_counted_and_the_next_begins_where_it_did(tmp_path: Pa
     assert fake.asked == [("m", -1)] * len(programs)
 
 
+def test_one_that_cannot_begin_is_counted(tmp_path: Path) -> None:
+    fake = Fake(tmp_path, f"print('{report(70)}')")
+    fake.audits.look(0)
+    (tmp_path / "audit").write_text("in the way")
+    fake.audits.look(HOUR)
+    assert "audit" in fake.of("m")["why"]
+    assert (fake.of("m")["audits"], fake.of("m")["failed"], fake.of("m")["at"]) == (1, 1, 3600.0)
+    (tmp_path / "audit").unlink()
+    fake.audits._models["n"].at = 2 * HOUR
+    fake.audits.look(2 * HOUR)
+    fake.until_ended(2 * HOUR)
+    assert (fake.of("m")["audits"], fake.of("m")["failed"], fake.of("m")["why"]) == (2, 1, None)
+
+
 def test_one_that_hangs_is_the_only_one_and_ends_with_the_run(tmp_path: Path) -> None:
     fake = Fake(tmp_path, "import time; time.sleep(600)")
     fake.audits.look(0)

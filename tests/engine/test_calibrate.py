@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import operators as op
-from engine import DefinitionError, Pipeline
+from engine import DefinitionError, Pipeline, deferred
 from engine.calibrate import calibrate, outward, upper
 from engine.cli import app
 from engine.learnt import Learnt, read, write
@@ -277,6 +277,15 @@ def test_while_a_key_is_new_its_longer_window_teaches_nothing(tmp_path: Path) ->
     e = op.level("x", by="key", within="1d", against="10d")
     assert bounds(learnt(tmp_path / "a.json", frame(x), e)).rest[1] < 5
     assert bounds(learnt(tmp_path / "b.json", frame(x), replace(e, warm=0))).rest[1] > 10
+
+
+def test_what_is_expected_of_a_deferred_view_is_learnt_from_what_it_gives(tmp_path: Path) -> None:
+    p = Pipeline("p", learned=tmp_path / "learned.json")
+    s = p.source("s", key="id", at="at", schema=SCHEMA)
+    p.view("v", s, op.where(pl.col("x") < 50), refresh=deferred(every="1d"), expect=[op.usual("x", by="key")])
+    hours = np.repeat(np.arange(24 * 70.0)[:, None] % 60, 2, axis=1)
+    _, found = calibrate(p, partitions(p, frame(hours)), Q)
+    assert found["v: usual(x)"].bounds.groups["a"] == (0.0, 49.0)
 
 
 def test_a_share_that_may_be_anything_has_no_bound(tmp_path: Path) -> None:

@@ -88,6 +88,24 @@ def test_what_is_put_aside_further_down_leaves_its_trail() -> None:
     assert late["spent"].filter(pl.col("suspect")).is_empty()
 
 
+def test_what_was_put_aside_before_leaves_its_trail_where_rows_are_compared() -> None:
+    """An expectation that looks at the row before judges what is there; what is not there still matters."""
+    p = Pipeline("p")
+    source = payments(p, expect=[HIGH], taint=True)
+    once = op.unique("tx", severity="quarantine")
+    v = p.view("v", source, op.project("tx", "card", "at"), expect=[once], refresh=deferred(rows=2))
+    p.view("near", v, op.window(by="card", size="1h", n=op.count()), op.project("tx", "n"))
+    p.view("all", v, op.aggregate(by="card", n=op.count()))
+    given = ((1, "a", 500.0, 0), (2, "a", 1.0, 1), (3, "b", 1.0, 2), (4, "c", 1.0, 3), (4, "c", 1.0, 4))
+    views = p.replay({"payments": rows(*given, (5, "c", 1.0, 5))})
+    assert views["v"].select("tx", "suspect").sort("tx").rows() == [(2, False), (3, False), (4, False), (5, False)]
+    assert views["near"].sort("tx").rows() == [(2, 1, True), (3, 1, False), (4, 1, False), (5, 2, True)]
+    assert views["all"].select("card", "n", "suspect").sort("card").rows() == [
+        ("a", 1, True), ("b", 1, False), ("c", 2, True)
+    ]  # fmt: skip
+    assert views["v.quarantine"]["tx"].to_list() == [4]
+
+
 def test_a_view_may_put_aside_what_is_suspect() -> None:
     p = Pipeline("p")
     source = payments(p, expect=[op.not_null("amount")], taint=True)

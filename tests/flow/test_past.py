@@ -15,7 +15,10 @@ from typing import Any
 import polars as pl
 import pytest
 from deltalake import DeltaTable
+from river.linear_model import LinearRegression
 
+import operators as op
+from engine import deferred
 from engine.audit import audit
 from engine.changes import complete
 from engine.flow import Run
@@ -152,11 +155,26 @@ def test_what_depends_on_more_than_logs_is_refused(folder: Path, tmp_path: Path)
         ("known_cards", "what the deferred view 'cards' was depends on when it was refreshed; declare log=True of"),
         ("fraud.predictions", "is made by a model as it was then: take it from where a sink keeps it"),
         ("feature", "did you mean 'features'"),
+        ("xyz", r"there is no source or view 'xyz' in pipeline 'cards'\. There are: payments"),
     ):
         with pytest.raises(DefinitionError, match=text):
             past(plain, state, name)
     with pytest.raises(LogError, match="nothing has been saved, or a run is being resumed"):
         past(cards(folder), tmp_path, "labelled")
+
+
+def test_what_a_deferred_view_puts_aside_is_not_in_its_log() -> None:
+    p = Pipeline("p")
+    s = p.source("s", key="id", at="at", schema={"id": int, "at": pl.Datetime}, log=True)
+    low = op.between("id", 0, 9, severity="quarantine")
+    v = p.view("v", s, op.project("id"), expect=[low], refresh=deferred(rows=3), log=True)
+    p.view("w", p.quarantine(v), op.project("id"))
+    assert needed(p, "v") == {"v"}
+    for name, text in (("v.quarantine", "it cannot be recomputed"), ("w", "declare log=True of 'w'")):
+        with pytest.raises(
+            DefinitionError, match=f"the deferred view 'v' was depends on when it was refreshed; {text}"
+        ):
+            needed(p, name)
 
 
 def test_killed_at_any_moment_the_logs_are_what_they_would_be(folder: Path, run: Run, tmp_path: Path) -> None:
@@ -283,3 +301,41 @@ def test_what_cannot_be_audited_is_refused(folder: Path, tmp_path: Path) -> None
         cards(plain)
     with pytest.raises(DefinitionError, match="there is no model 'frauds' in pipeline 'cards'; there are: fraud"):
         audit(cards(folder), folder / "state", "frauds")
+
+
+def test_a_relation_and_a_feature_may_have_any_name(tmp_path: Path) -> None:
+    p = Pipeline("names")
+    asked = p.source("complete", key="id", at="at", schema={"id": int, "at": pl.Datetime, "there": float}, log=True)
+    p.model(
+        "m", p.view("v", asked, op.project("id", "there")), answers=asked, label="there", learner=LinearRegression()
+    )
+    lines = [{"id": i, "at": f"2024-01-01T12:00:{i:02}Z", "there": i / 4} for i in range(20)]
+    (tmp_path / "complete.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "freshet.toml").write_text('port = 0\n[sources.complete]\npath = "complete.jsonl"\n')
+    state = tmp_path / "state"
+    run_here(p, tmp_path, tmp_path / "out", state)
+    found = p.audit("m", state=state)
+    assert (found["checked"], found["mismatches"]) == (20, 0)
+    assert p.as_of("complete", state=state)["there"].to_list() == [line["there"] for line in lines]
+
+
+def test_what_other_rows_took_from_what_is_forgotten_remains_in_a_log_and_is_told(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.py").write_text(
+        "import polars as pl\nimport operators as op\nfrom engine import Pipeline\np = Pipeline('p')\n"
+        "schema = {'id': int, 'at': pl.Datetime, 'who': str}\n"
+        "s = p.source('s', key='id', at='at', schema=schema, log=True, erasable=True)\n"
+        "p.view('before', s, op.previous(by='at', last='who'), log=True)\n"
+        "p.view('alone', s, op.project('who'), log=True)\n"
+    )
+    lines = [{"id": i, "at": "2024-01-01T12:00:00Z", "who": f"w{i}"} for i in range(3)]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "freshet.toml").write_text('port = 0\n[sources.s]\npath = "s.jsonl"\n')
+    given = ("--state", "state", "--out", "out")
+    assert freshet("run", tmp_path, *given, cwd=tmp_path).returncode == 0
+    done = freshet("forget", tmp_path, "who=w1", "--json", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = [text for text in json.loads(done.stdout)["remains"] if "change logs" in text]
+    assert told == ["the change logs of before: what other rows had taken from them, as it was before"]
+    log = scan(tmp_path / "state" / "log" / "before").collect()
+    assert log.filter(pl.col("who") == "w1").is_empty()
+    assert log.filter(pl.col("last") == "w1")[WEIGHT].to_list() == [1, -1]
