@@ -42,7 +42,7 @@ def past(
         close = difflib.get_close_matches(name, there, 1)
         raise DefinitionError(
             f"there is no source or view {name!r} in pipeline {graph.name!r}"
-            f"{f'; did you mean {close[0]!r}?' if close else ''} There are: {', '.join(there)}"
+            f"{f'; did you mean {close[0]!r}?' if close else '.'} There are: {', '.join(there)}"
         )
     if name in training or (name in graph.views and name in graph.logged):
         return as_of(scan(state / "log" / name), known, seq).collect()
@@ -95,9 +95,10 @@ def needed(graph: Graph, name: str, roots: bool = False) -> set[str]:
     visit(name, f"{name!r} as of a moment")
     if missing:
         of = ", ".join(f"{graph.sources[n].kind} {n!r}" for n in missing)
+        own = f", or of view {name!r}" if name in graph.views and not roots else ""
         raise DefinitionError(
             f"{name!r} as of a moment: it is recomputed from change logs, and there is none of {of}; declare log=True "
-            f"of {'it' if len(missing) == 1 else 'them'}{'' if roots else f', or of view {name!r}'}, and start anew"
+            f"of {'it' if len(missing) == 1 else 'them'}{own}, and start anew"
         )
     return found
 

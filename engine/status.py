@@ -39,7 +39,7 @@ _WORST: tuple[State, ...] = ("failed", "backfill", "behind", "idle", "fresh")
 
 
 def states(graph: Graph, told: Mapping[str, Any], phase: str, failed: str | None) -> dict[str, dict[str, str]]:
-    """In which state each part of the drawing is, by its id, and each quarantine, which has no part of its own; and why.
+    """In which state each part of the drawing is, by its id, and each quarantine, which has no part; and why.
 
     failed: the run has, or the last version of a model could not be fitted. backfill: history is being read. behind: a
     view is past a bound, see `engine.freshness.Bounds`, or waits for the first change of a source; a source gives

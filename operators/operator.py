@@ -175,7 +175,7 @@ def known(names: Sequence[str], schema: Schema, what: str) -> None:
     for n in names:
         if n not in schema:
             close = difflib.get_close_matches(n, schema, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise DefinitionError(f"{what}: no column {n!r}{hint} Known columns: {', '.join(schema)}")
 
 

@@ -149,6 +149,7 @@ def test_what_depends_on_more_than_logs_is_refused(folder: Path, tmp_path: Path)
             "features",
             "no change log|there is none of source 'payments', table 'shops'; declare log=True of them, or of",
         ),
+        ("shops", "there is none of table 'shops'; declare log=True of it, and start anew"),
         ("known_cards", "what the deferred view 'cards' was depends on when it was refreshed; declare log=True of"),
         ("fraud.predictions", "is made by a model as it was then: take it from where a sink keeps it"),
         ("feature", "did you mean 'features'"),
