@@ -486,6 +486,8 @@ def audit(
     At the moment of each question, bit for bit. Fails when there is any difference.
     """
     p = _as_set(pipeline, refresh)
+    if not p.models:
+        _fail(f"pipeline {p.name!r} has no model, so nothing was served that could be audited", 2)
     kept = _kept(pipeline, state)
     try:
         found = [audited(p, kept, name, sample, since) for name in model or p.models]
@@ -527,6 +529,8 @@ def models(
     """List the versions of models: what each was fitted on and why, what became of it, and which one serves."""
     p = _as_set(pipeline)
     chosen = [_found(p, model)] if model is not None else list(p.models.values())
+    if not chosen:
+        _fail(f"pipeline {p.name!r} has no model; declare one with p.model", 2)
     kept = _kept(pipeline, state)
     try:
         seal = sealed(kept, p.name)

@@ -160,6 +160,14 @@ def test_what_depends_on_more_than_logs_is_refused(folder: Path, tmp_path: Path)
         past(cards(folder), tmp_path, "labelled")
 
 
+@pytest.mark.parametrize("asked", ["audit", "models"])
+def test_a_pipeline_without_models_has_none_to_tell_of(asked: str, tmp_path: Path) -> None:
+    (tmp_path / "pipeline.py").write_text("from engine import Pipeline\n\np = Pipeline('bare')\n")
+    done = freshet(asked, tmp_path, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pipeline 'bare' has no model" in done.stderr
+
+
 def test_killed_at_any_moment_the_logs_are_what_they_would_be(folder: Path, run: Run, tmp_path: Path) -> None:
     assert run.publish is not None
     args = command("run", folder, "--out", "out", "--state", "state", "--quiet")
