@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import os
 import platform
@@ -118,8 +119,11 @@ def _opened(path: Path) -> tuple[Pipeline, Path]:
         _fail(error, 2)
     except Exception as error:  # whatever the user's file raises
         line = traceback.extract_tb(error.__traceback__)[-1]
-        place = f" ({line.filename}, line {line.lineno})"
-        _fail(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}{place}", 2)
+        place = "" if isinstance(error, SyntaxError) else f" ({line.filename}, line {line.lineno})"
+        known = dir(error.obj) if isinstance(error, AttributeError) else []
+        close = difflib.get_close_matches(getattr(error, "name", None) or "", known, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        _fail(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}{hint}{place}", 2)
 
 
 PipelineArg = Annotated[Path, typer.Argument(help="A folder with a pipeline.py, or a Python file.", show_default=False)]
