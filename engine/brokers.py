@@ -56,7 +56,7 @@ def given(settings: Mapping[str, Any]) -> dict[str, Any]:
             import difflib
 
             close = difflib.get_close_matches(name, sorted(known - _OWN), 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise BrokerError(
                 f"[kafka] {name}: there is no such setting{hint} The names are those of kafka-python's clients"
             )

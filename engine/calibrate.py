@@ -138,7 +138,8 @@ def _found(days: pl.DataFrame, e: Learned, budget: float, what: str) -> list[_Fo
     seen = days["_day"].n_unique()
     if seen < DAYS // 2:
         raise DefinitionError(
-            f"{what}: history has {seen} days on which it can be judged; expected {DAYS // 2} or more"
+            f"{what}: history has {seen} days on which it can be judged; expected {DAYS // 2} or more: give it more "
+            "history, or leave it out until there is"
         )
     groups = days.group_by("_key", "_group").agg(pl.len(), pl.col("_rows").sum())
     common = pl.col("_rows") >= COMMON * pl.col("_rows").sum().over("_key")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import os
 import platform
@@ -118,8 +119,11 @@ def _opened(path: Path) -> tuple[Pipeline, Path]:
         _fail(error, 2)
     except Exception as error:  # whatever the user's file raises
         line = traceback.extract_tb(error.__traceback__)[-1]
-        place = f" ({line.filename}, line {line.lineno})"
-        _fail(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}{place}", 2)
+        place = "" if isinstance(error, SyntaxError) else f" ({line.filename}, line {line.lineno})"
+        known = dir(error.obj) if isinstance(error, AttributeError) else []
+        close = difflib.get_close_matches(getattr(error, "name", None) or "", known, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        _fail(f"{str(path)!r} cannot be loaded: {type(error).__name__}: {error}{hint}{place}", 2)
 
 
 PipelineArg = Annotated[Path, typer.Argument(help="A folder with a pipeline.py, or a Python file.", show_default=False)]
@@ -486,6 +490,8 @@ def audit(
     At the moment of each question, bit for bit. Fails when there is any difference.
     """
     p = _as_set(pipeline, refresh)
+    if not p.models:
+        _fail(f"pipeline {p.name!r} has no model, so nothing was served that could be audited", 2)
     kept = _kept(pipeline, state)
     try:
         found = [audited(p, kept, name, sample, since) for name in model or p.models]
@@ -527,6 +533,8 @@ def models(
     """List the versions of models: what each was fitted on and why, what became of it, and which one serves."""
     p = _as_set(pipeline)
     chosen = [_found(p, model)] if model is not None else list(p.models.values())
+    if not chosen:
+        _fail(f"pipeline {p.name!r} has no model; declare one with p.model", 2)
     kept = _kept(pipeline, state)
     try:
         seal = sealed(kept, p.name)

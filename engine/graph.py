@@ -255,7 +255,7 @@ class Graph:
         if name not in kept:
             names = [*kept, *self.models]
             close = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise DefinitionError(
                 f"refresh: no view or model {name!r} in pipeline {self.name!r}{hint} Known: {', '.join(names)}"
             )

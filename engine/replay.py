@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from time import perf_counter, sleep
 from typing import Any
 
@@ -33,8 +34,10 @@ class FramePartition:
         self.name = source.name
         self.position = self.done = 0
         self.ended = False
-        self.total = len(frame)
         what = f"the frame of source {source.name!r}"
+        if not isinstance(frame, pl.DataFrame):
+            raise DefinitionError(f"{what} is a {type(frame).__name__}; expected a DataFrame of Polars")
+        self.total = len(frame)
         known(list(source.columns), dict(frame.schema), what)
         try:
             self._frame = frame.select(pl.col(n).cast(t) for n, t in source.columns.items())
@@ -64,7 +67,13 @@ class FramePartition:
 
 def partitions(graph: Graph, frames: Mapping[str, pl.DataFrame]) -> list[tuple[Source, Sequence[Partition]]]:
     """For each source its frame as a partition, an empty one if none is given. Raises `DefinitionError`."""
-    known(list(frames), {name: pl.Null() for name in graph.sources}, f"replay of pipeline {graph.name!r}")
+    for name in frames:
+        if name not in graph.sources:
+            close = get_close_matches(name, graph.sources, 1)
+            raise DefinitionError(
+                f"replay of pipeline {graph.name!r}: there is no source or table {name!r}"
+                f"{f'; did you mean {close[0]!r}?' if close else '.'} There are: {', '.join(graph.sources)}"
+            )
     empty_frames = {name: pl.DataFrame(schema=dict(s.columns)) for name, s in graph.sources.items()}
     return [
         (source, [FramePartition(source, frames.get(name, empty_frames[name]))])

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 
@@ -119,11 +119,12 @@ def load(
     path = folder / "freshet.toml"
     try:
         given = tomllib.loads(path.read_text()) if path.exists() else {}
-        settings = msgspec.convert(given, Settings)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}") from None
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"{path}: {str(error)[:1].lower()}{str(error)[1:]}") from None
+    if isinstance(given.get("sources"), dict):
+        for name, one in given["sources"].items():
+            _converted(one, SourceSettings, f"{path}: sources.{name}")
+    settings = _converted(given, Settings, str(path))
     for name, one in settings.sources.items():
         if (one.path is None) == (one.topic is None):
             raise SettingsError(f"{path}: sources.{name} has {_both(one)}; expected either path or topic")
@@ -241,3 +242,20 @@ def _place(settings: Settings, place: str, what: str) -> dict[str, Any]:
             raise SettingsError(f"{what}: the broker is {brokers!r}, but others are at {other!r}; expected one cluster")
         settings.kafka["bootstrap_servers"] = brokers
     return {"topic": topic.split(",") if what.startswith("--bind") else topic}
+
+
+_Kind = TypeVar("_Kind", SourceSettings, Settings)
+
+
+def _converted(given: object, kind: type[_Kind], what: str) -> _Kind:
+    """What was given as settings of a kind. Raises `SettingsError` with what could have been given instead."""
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        said, more = str(error), ""
+        if said.startswith("Object contains unknown field") and " - at " not in said:
+            more = f"; expected one of {', '.join(kind.__struct_fields__)}"
+        for name, hint in get_type_hints(kind).items():
+            if said.startswith("Invalid enum value") and said.endswith(f"`$.{name}`"):
+                more = f"; expected one of {', '.join(map(repr, get_args(hint)))}"
+        raise SettingsError(f"{what}: {said[:1].lower()}{said[1:]}{more}") from None

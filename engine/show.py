@@ -164,38 +164,36 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
 
 
 def freshness_of(told: Mapping[str, Any]) -> RenderableType:
-    """How fresh each view and model of a worker is, from what it tells of itself."""
-    table = _table(
-        f"{told['pipeline']}, {told['phase']}, at {told['time']}",
-        "view",
-        "state",
-        "lag",
-        "target",
-        "within",
-        "warn after",
-        "error after",
-        "pending",
-        "frontier",
-        "because of",
-    )
+    """How fresh each view and model of a worker is, as it tells. A bound that none has is no column."""
+    heads = "view", "state", "lag", "target", "within", "warn after", "error after", "pending", "frontier", "because of"
+    rows = list[tuple[str | Text, ...]]()
     for kind in ("views", "models"):
         for name, v in told[kind].items():
             within = v.get("within_target")
             causes = ", ".join(f"{source}: {standing}" for source, standing in v.get("causes", {}).items())
-            table.add_row(
-                name if kind == "views" else f"{name} (model)",
-                Text(v["state"], style=_STATES.get(v["state"], "")),
-                *(_lag(v[f"{what}_seconds"]) for what in ("lag", "target_lag")),
-                "-" if within is None else f"{within:.1%}",
-                *(_lag(v[f"{what}_seconds"]) for what in ("warn_after", "error_after")),
-                number(v.get("pending_changes")),
-                _minute(v.get("frontier")),
-                causes or "-",
+            rows.append(
+                (
+                    name if kind == "views" else f"{name} (model)",
+                    Text(v["state"], style=_JUDGED.get(v["state"], "")),
+                    *(times(v[f"{what}_seconds"]) for what in ("lag", "target_lag")),
+                    "-" if within is None else f"{within:.1%}",
+                    *(times(v[f"{what}_seconds"]) for what in ("warn_after", "error_after")),
+                    number(v.get("pending_changes")),
+                    _minute(v.get("frontier")),
+                    causes or "-",
+                )
             )
+    optional = ("target", "within", "warn after", "error after")
+    shown = [i for i, head in enumerate(heads) if head not in optional or any(row[i] != "-" for row in rows)]
+    table = _table(f"{told['pipeline']}, {told['phase']}, at {told['time'][:19]}Z", *(heads[i] for i in shown))
+    for column in (table.columns[0], table.columns[-1]):
+        column.no_wrap, column.overflow = False, "fold"
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
     return table
 
 
-_STATES = {"fresh": "green", "behind": "yellow", "warn": "bold yellow", "error": "bold red", "unknown": "yellow"}
+_JUDGED = {"fresh": "green", "behind": "yellow", "warn": "bold yellow", "error": "bold red", "unknown": "yellow"}
 
 
 def _failures(expectations: Sequence[Mapping[str, Any]]) -> list[RenderableType]:

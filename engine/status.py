@@ -2,7 +2,7 @@
 
     /                   the page, an empty shell: `engine/status.html`
     /graph.json         the pipeline as a drawing
-    /status.json        how it stands now: figures, and in which state each part of the drawing is
+    /status.json        how it stands now: figures, and in which state each part of the drawing, and each quarantine, is
     /status/NAME.json   the newest changes of a view, dead letters and late changes of a source, versions of a model
 
 Values of rows are in the last of these only.
@@ -39,7 +39,7 @@ _WORST: tuple[State, ...] = ("failed", "backfill", "behind", "idle", "fresh")
 
 
 def states(graph: Graph, told: Mapping[str, Any], phase: str, failed: str | None) -> dict[str, dict[str, str]]:
-    """In which state each part of the drawing is, by its id, and why.
+    """In which state each part of the drawing is, by its id, and each quarantine, which has no part; and why.
 
     failed: the run has, or the last version of a model could not be fitted. backfill: history is being read. behind: a
     view is past a bound, see `engine.freshness.Bounds`, or waits for the first change of a source; a source gives
@@ -89,7 +89,10 @@ def states(graph: Graph, told: Mapping[str, Any], phase: str, failed: str | None
             return min(map(view, graph.sinks[part.name].relations), key=lambda s: _WORST.index(s[0]))
         return view(part.name)
 
-    return {p.id: dict(zip(("state", "why"), state(p), strict=True)) for p in parts(graph)[0]}
+    drawn = parts(graph)[0]
+    shown = {p.name for p in drawn if p.kind != "sink"}
+    aside = [Part(f"view {name}", "view", name, {}, {}) for name in graph.views if name not in shown]
+    return {p.id: dict(zip(("state", "why"), state(p), strict=True)) for p in [*drawn, *aside]}
 
 
 def status(run: Run, started: int) -> dict[str, Any]:

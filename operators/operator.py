@@ -16,7 +16,7 @@ from __future__ import annotations
 import abc
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -164,7 +164,7 @@ def microseconds(duration: str | timedelta, what: str = "a duration") -> int:
 
 def as_names(names: str | Sequence[str], what: str) -> tuple[str, ...]:
     """One column name or several as a tuple. Raises `DefinitionError` when there is none or one is repeated."""
-    found = (names,) if isinstance(names, str) else tuple(names)
+    found = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     if not found or len(set(found)) < len(found) or not all(isinstance(n, str) for n in found):
         raise DefinitionError(f"{what} is {names!r}: expected one column name or several different ones")
     return found
@@ -175,7 +175,7 @@ def known(names: Sequence[str], schema: Schema, what: str) -> None:
     for n in names:
         if n not in schema:
             close = difflib.get_close_matches(n, schema, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise DefinitionError(f"{what}: no column {n!r}{hint} Known columns: {', '.join(schema)}")
 
 

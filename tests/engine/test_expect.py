@@ -98,7 +98,7 @@ def test_a_deferred_view_takes_its_quarantine_along() -> None:
     s = source(p)
     v = p.view("v", s, op.project("id", "x"), refresh=deferred(target_lag="5m"), expect=[few()])
     above = p.view("w", p.quarantine(v), op.project("id"))
-    with pytest.raises(DefinitionError, match=r"no view or model 'v\.quarantine' in pipeline 'p' Known: v, w"):
+    with pytest.raises(DefinitionError, match=r"no view or model 'v\.quarantine' in pipeline 'p'\. Known: v, w"):
         p.refresh("v.quarantine", deferred(every="1h"))
     p.refresh("w", deferred(target_lag="1m"))
     with pytest.raises(
@@ -117,7 +117,7 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
     (lambda p: p.table("t", key="k", schema={"k": str}, expect=op.not_null("k")), "table 't': expect is Expectation"),  # type: ignore[arg-type]
     (
         lambda p: p.view("v", source(p), op.project("id"), expect=[op.not_null("x")]),
-        "view 'v': expect: not_null(x): no column 'x' Known columns: id",
+        "view 'v': expect: not_null(x): no column 'x'. Known columns: id",
     ),
     (
         lambda p: p.view(
@@ -168,7 +168,7 @@ WRONG: list[tuple[Callable[[Pipeline], object], str]] = [
     ),
     (
         lambda p: source(p, few(), release=op.release(approved(p), on="number", within="1d")),
-        "source 's': release by 'ok': join_label: right_on: no column 'number' Known columns: id, at",
+        "source 's': release by 'ok': join_label: right_on: no column 'number'. Known columns: id, at",
     ),
     (
         lambda p: p.view("v", source(p), op.project("x"), expect=[few()], release=op.release(approved(p), within="1d")),

@@ -43,6 +43,7 @@ WRONG: list[tuple[Callable[..., object], str]] = [
     (lambda p, d, a, t: Pipeline("My Pipe"), "a pipeline has the name 'My Pipe': expected lower-case letters"),
     (lambda p, d, a, t: p.source("departures", key="a", at="t", schema={}), "the name 'departures' is taken"),
     (lambda p, d, a, t: p.source("s", key="a", at="t", schema={"b": int}), "no column 'a'"),
+    (lambda p, d, a, t: p.source("s", key=None, at="a", schema={"a": int}), "is None: expected one column name"),
     (
         lambda p, d, a, t: p.source("s", key="a", at="a", schema={"a": int}),
         "the event time 'a' has type Int64; expected datetime",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import polars as pl
@@ -13,7 +14,7 @@ import operators as op
 from engine import Pipeline, deferred, immediate, on_query
 from engine.model import kept
 from engine.policy import Policy
-from engine.show import summary_of
+from engine.show import freshness_of, summary_of
 
 
 def summary(
@@ -104,3 +105,23 @@ def test_what_audits_found_is_shown() -> None:
     row = next(line for line in section(text, "Audits: served against recomputed") if line.split()[:1] == ["m"])
     assert row.split() == ["m", "3", "1", "1,200", "7"]
     assert "Audits" not in summary({"m": immediate()})
+
+
+def test_how_fresh_views_are_fits_a_terminal_and_a_bound_that_none_has_is_no_column() -> None:
+    bounds = dict.fromkeys(("target_lag_seconds", "warn_after_seconds", "error_after_seconds"))
+    view = {**bounds, "lag_seconds": 87_786_123.0, "state": "error", "pending_changes": 3,
+            "causes": {"beats": "reading"}, "frontier": "2024-02-14T23:57:00.000000Z"}  # fmt: skip
+    told: dict[str, Any] = {"pipeline": "p", "phase": "live", "time": "2026-01-01T00:00:00.000000Z", "models": {}}
+
+    def shown(view: dict[str, Any]) -> list[list[str]]:
+        console = Console(width=80, file=io.StringIO(), color_system="truecolor", force_terminal=True)
+        console.print(freshness_of({**told, "views": {"beats.quarantine": view}}))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "\x1b[1;31m" in text, "an error is red"
+        return [line.split() for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()]
+
+    title, heads, row = shown(view)
+    assert title == ["p,", "live,", "at", "2026-01-01T00:00:00Z"]
+    assert heads == ["view", "state", "lag", "pending", "frontier", "because", "of"]
+    assert row == ["beats.quarantine", "error", "1,016.0", "d", "3", "2024-02-14", "23:57", "beats:", "reading"]
+    assert "warn after" in " ".join(shown({**view, "warn_after_seconds": 60.0})[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pty
@@ -24,6 +25,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import operators as op
 from engine import Pipeline, deferred
@@ -32,6 +34,7 @@ from engine.flow import Run
 from engine.plan import bounds
 from engine.recent import MOST, Recent
 from engine.server import serve
+from engine.show import status_of
 from engine.status import pages, shell, states, status
 from operators.delta import INT, STRING, Delta
 from tests.engine.test_server import get
@@ -201,6 +204,25 @@ def test_what_is_declared_of_a_view_and_why_a_source_gives_nothing_are_told() ->
     assert shown["view near"] == {"state": "behind", "why": "70 s behind the present, more than its error_after"}
     assert shown["sink out"]["state"] == "behind"
     assert shown["source shops"] == {"state": "behind", "why": "nothing came within its heartbeat"}
+
+
+def test_a_quarantine_has_a_state_though_it_has_no_box(tmp_path: Path) -> None:
+    p = Pipeline("p")
+    bound = op.between("x", 0, 1, severity="quarantine")
+    s = p.source("s", key="id", at="at", schema={"id": int, "x": float, "at": pl.Datetime}, expect=[bound])
+    p.sink(
+        "aside",
+        p.quarantine(p.view("v", s, op.where(pl.col("id") > 0), expect=[op.not_null("x", severity="quarantine")])),
+    )
+    (tmp_path / "s.jsonl").write_text('{"id": 1, "x": 2.0, "at": "2024-01-01T00:00:00Z"}\n')
+    (tmp_path / "freshet.toml").write_text('[sources.s]\npath = "s.jsonl"\n')
+    live = run_here(p, tmp_path, tmp_path / "out", tmp_path / "state")
+    told = status(live, 1)
+    console = Console(width=120, file=io.StringIO())
+    console.print(status_of(told, {}))
+    for name in ("s.quarantine", "v.quarantine"):
+        assert told["states"][f"view {name}"] == {"state": "backfill", "why": "history is being read"}
+        assert re.search(rf"\n{name} +backfill +\d", console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def test_a_model_whose_last_version_could_not_be_fitted_has_failed(run: tuple[Run, Path]) -> None:

@@ -132,6 +132,12 @@ def test_wrong_bindings(bind: str, said: str, folder: Path) -> None:
         ('by="shop"', 'by="shopp"', "no column 'shopp'; did you mean 'shop'?"),
         ('p = Pipeline("orders")', "q = 1", "cannot be loaded: NameError"),
         ("import polars as pl", "import polaris as pl", "cannot be loaded: ModuleNotFoundError"),
+        ("op.aggregate(", "op.agregate(", "has no attribute 'agregate'; did you mean 'aggregate'? ("),
+        (
+            'p = Pipeline("orders")',
+            "p = Pipeline(",
+            "cannot be loaded: SyntaxError: '(' was never closed (pipeline.py, line ",
+        ),
         ('p = Pipeline("orders")', 'p = Pipeline("orders"); q = Pipeline("two")', "declares 2 pipelines"),
     ],
 )

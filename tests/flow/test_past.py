@@ -152,6 +152,7 @@ def test_what_depends_on_more_than_logs_is_refused(folder: Path, tmp_path: Path)
             "features",
             "no change log|there is none of source 'payments', table 'shops'; declare log=True of them, or of",
         ),
+        ("shops", "there is none of table 'shops'; declare log=True of it, and start anew"),
         ("known_cards", "what the deferred view 'cards' was depends on when it was refreshed; declare log=True of"),
         ("fraud.predictions", "is made by a model as it was then: take it from where a sink keeps it"),
         ("feature", "did you mean 'features'"),
@@ -175,6 +176,14 @@ def test_what_a_deferred_view_puts_aside_is_not_in_its_log() -> None:
             DefinitionError, match=f"the deferred view 'v' was depends on when it was refreshed; {text}"
         ):
             needed(p, name)
+
+
+@pytest.mark.parametrize("asked", ["audit", "models"])
+def test_a_pipeline_without_models_has_none_to_tell_of(asked: str, tmp_path: Path) -> None:
+    (tmp_path / "pipeline.py").write_text("from engine import Pipeline\n\np = Pipeline('bare')\n")
+    done = freshet(asked, tmp_path, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pipeline 'bare' has no model" in done.stderr
 
 
 def test_killed_at_any_moment_the_logs_are_what_they_would_be(folder: Path, run: Run, tmp_path: Path) -> None:

@@ -96,8 +96,12 @@ def test_frames_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = project(tmp_path)
     data.write(folder / "data", 20)
     p, given = cards(folder), frames(folder / "data")
-    with pytest.raises(DefinitionError, match="no column 'payment'; did you mean 'payments'"):
+    with pytest.raises(DefinitionError, match="no source or table 'payment'; did you mean 'payments'"):
         p.replay({"payment": given["payments"]})
+    with pytest.raises(
+        DefinitionError, match="the frame of source 'payments' is a list; expected a DataFrame of Polar"
+    ):
+        p.replay({"payments": given["payments"].to_dicts()})  # type: ignore[dict-item]
     with pytest.raises(DefinitionError, match="the frame of source 'payments': no column 'card'"):
         p.replay({"payments": given["payments"].drop("card")})
     with pytest.raises(DefinitionError, match="the column 'tx' is null in 1 rows"):
