@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
+import operators as op
 from engine.audit import audit
 from engine.changes import complete
 from engine.flow import Run
@@ -156,6 +157,11 @@ def test_what_depends_on_more_than_logs_is_refused(folder: Path, tmp_path: Path)
     ):
         with pytest.raises(DefinitionError, match=text):
             past(plain, state, name)
+    aside = Pipeline("p")
+    bound = op.not_null("x", severity="quarantine")
+    aside.source("s", key="id", at="at", schema={"id": int, "x": float, "at": pl.Datetime}, expect=[bound])
+    with pytest.raises(DefinitionError, match="none of source 's'; declare log=True of it, and start anew"):
+        past(aside, state, "s.quarantine")
     with pytest.raises(LogError, match="nothing has been saved, or a run is being resumed"):
         past(cards(folder), tmp_path, "labelled")
 
