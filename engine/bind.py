@@ -12,10 +12,11 @@ from engine.decode import Decoder, Shape
 from engine.files import File
 from engine.graph import EXTRA, Graph, Source
 from engine.merge import Partition
+from engine.past import needed
 from engine.plan import lags
 from engine.policy import duration, parse
 from engine.settings import Settings, SettingsError, SourceSettings
-from operators.operator import microseconds
+from operators.operator import DefinitionError, microseconds
 
 
 class UnreachableError(RuntimeError):
@@ -113,6 +114,12 @@ def set_policies(graph: Graph, settings: Settings) -> None:
     """Give views and models the refresh policies of the settings. Raises `DefinitionError`."""
     for name, text in settings.refresh.items():
         graph.refresh(name, parse(text, f"refresh of {name!r}"))
+    for model in graph.models.values():
+        if model.audit is not None:
+            try:
+                needed(graph, model.questions, roots=True)
+            except DefinitionError as error:
+                raise DefinitionError(f"model {model.name!r}: audit: {error}") from None
 
 
 def check_lags(graph: Graph, settings: Settings) -> None:

@@ -100,7 +100,7 @@ def needed(graph: Graph, name: str, roots: bool = False) -> set[str]:
     visit(name, f"{name!r} as of a moment")
     if missing:
         of = ", ".join(f"{graph.sources[n].kind} {n!r}" for n in missing)
-        own = f", or of view {name!r}" if name in graph.views and not roots else ""
+        own = f", or of view {name!r}" if not roots and name in declared and declared[name].view == name else ""
         raise DefinitionError(
             f"{name!r} as of a moment: it is recomputed from change logs, and there is none of {of}; declare log=True "
             f"of {'it' if len(missing) == 1 else 'them'}{own}, and start anew"

@@ -20,11 +20,13 @@ from river.linear_model import LinearRegression
 import operators as op
 from engine import deferred
 from engine.audit import audit
+from engine.bind import set_policies
 from engine.changes import complete
 from engine.flow import Run
 from engine.log import KNOWN, ROW, SEQ, WEIGHT, LogError, scan
 from engine.past import Recompute, needed, past, then
 from engine.pipeline import Pipeline
+from engine.settings import load
 from engine.skew import KINDS
 from operators.delta import AT, POS, TIME
 from operators.operator import DefinitionError
@@ -160,6 +162,11 @@ def test_what_depends_on_more_than_logs_is_refused(folder: Path, tmp_path: Path)
     ):
         with pytest.raises(DefinitionError, match=text):
             past(plain, state, name)
+    aside = Pipeline("p")
+    bound = op.not_null("x", severity="quarantine")
+    aside.source("s", key="id", at="at", schema={"id": int, "x": float, "at": pl.Datetime}, expect=[bound])
+    with pytest.raises(DefinitionError, match="none of source 's'; declare log=True of it, and start anew"):
+        past(aside, state, "s.quarantine")
     with pytest.raises(LogError, match="nothing has been saved, or a run is being resumed"):
         past(cards(folder), tmp_path, "labelled")
 
@@ -310,6 +317,16 @@ def test_what_cannot_be_audited_is_refused(folder: Path, tmp_path: Path) -> None
         cards(plain)
     with pytest.raises(DefinitionError, match="there is no model 'frauds' in pipeline 'cards'; there are: fraud"):
         audit(cards(folder), folder / "state", "frauds")
+
+
+def test_a_policy_that_is_set_later_and_cannot_be_audited_is_refused(tmp_path: Path) -> None:
+    p = Pipeline("p")
+    s = p.source("s", key="id", at="at", schema={"id": int, "at": pl.Datetime, "y": float}, log=True)
+    v = p.view("v", s, op.project("id", "y"))
+    p.model("m", v, answers=s, label="y", learner=LinearRegression(), audit="1h")
+    set_policies(p, load(tmp_path, {}, refreshes=["m=deferred(every='1d')"]))
+    with pytest.raises(DefinitionError, match="model 'm': audit: .*'v' was depends on when it was refreshed"):
+        set_policies(p, load(tmp_path, {}, refreshes=["v=deferred(every='1h')"]))
 
 
 def test_a_relation_and_a_feature_may_have_any_name(tmp_path: Path) -> None:
