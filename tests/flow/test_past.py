@@ -325,7 +325,7 @@ def test_a_policy_that_is_set_later_and_cannot_be_audited_is_refused(tmp_path: P
     v = p.view("v", s, op.project("id", "y"))
     p.model("m", v, answers=s, label="y", learner=LinearRegression(), audit="1h")
     set_policies(p, load(tmp_path, {}, refreshes=["m=deferred(every='1d')"]))
-    with pytest.raises(DefinitionError, match="model 'm': audit: .*'v' was depends on when it was refreshed"):
+    with pytest.raises(DefinitionError, match=r"model 'm': audit: .*'v' was depends on when it was refreshed"):
         set_policies(p, load(tmp_path, {}, refreshes=["v=deferred(every='1h')"]))
 
 
