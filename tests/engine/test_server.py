@@ -41,6 +41,7 @@ FIGURES: dict[str, Any] = {
     "models": {},
     "expectations": [],
     "worker": {
+        "read_ratio": 1.0,
         "batches_in_flight": 0,
         "brokers_silent_seconds": 0.0,
         "unanswered_messages": 0,
