@@ -37,8 +37,7 @@ from numpy.typing import NDArray
 
 from engine.graph import Expected, Graph, Source
 from engine.learnt import Calibrated, Learnt
-from engine.merge import Merge, Partition
-from engine.plan import due, rank, watermarks_needed
+from engine.merge import Partition, merged
 from engine.replay import changes
 from operators.delta import BEGINNING, FLOAT, Delta, to_series
 from operators.expression import columns, evaluate
@@ -89,7 +88,7 @@ def calibrate(
         raise DefinitionError(
             f"pipeline {graph.name!r} has no learned expectation; declare one, such as op.stuck('x', by='sensor')"
         )
-    merge = Merge(parts, rank(graph), batch_rows, dues=due(graph), watermarks=watermarks_needed(graph))
+    merge = merged(graph, parts, batch_rows)
     for batch in changes(graph, merge):
         for told, e, days in seen.values():
             if len(rows := batch.deltas[told.judged]):

@@ -34,9 +34,9 @@ from engine.examples import OPEN, Examples, Question
 from engine.fit import CHANCE
 from engine.graph import Graph, Model, Source
 from engine.keeper import Erased, Keeper
-from engine.merge import Merge, Partition
+from engine.merge import Partition, merged
 from engine.model import kept
-from engine.plan import due, rank, watermark, watermarks_needed
+from engine.plan import watermark
 from engine.policy import Policy, check_model, debt, deferred, immediate, on_query
 from engine.refit import Refitted
 from engine.replay import batches
@@ -224,7 +224,7 @@ def compare(
             one = kept(replace(model.spec, naive=False), policy)
             one.keeper = watched = Watched(one.keeper)
             running.append((model, policy, watched, one.apply))
-    merge = Merge(partitions, rank(graph), batch_rows, until, dues=due(graph), watermarks=watermarks_needed(graph))
+    merge = merged(graph, partitions, batch_rows, until)
     for batch in batches(graph, merge):
         for model, policy, watched, apply in running:
             if watched.failed is not None:

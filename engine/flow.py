@@ -50,9 +50,9 @@ from engine.hold import Holding, Settling
 from engine.intake import Intake
 from engine.large import Large
 from engine.lookup import Lookups
-from engine.merge import Merge
+from engine.merge import Merge, merged
 from engine.model import KeptModel, kept
-from engine.plan import Settle, Stage, Tick, bounds, due, rank, roots, steps, watermark, watermarks_needed
+from engine.plan import Settle, Stage, Tick, bounds, roots, steps, watermark
 from engine.publish import Publish
 from engine.recovery import State
 from engine.settings import Settings
@@ -248,16 +248,8 @@ class _Reader(StatefulSourcePartition[Batch, Any]):
         known |= {n: one for note in self._intake.again for n, one in note.joined.items()}
         known |= state["feeds"] if state else {}
         run.inputs = self._inputs = Inputs(run.graph, run.settings, run.follow, known)
-        run.merge = self._merge = Merge(
-            self._inputs.parts,
-            rank(run.graph),
-            run.settings.batch_rows,
-            run.until,
-            state,
-            due(run.graph),
-            run.follow,
-            self._intake,
-            watermarks_needed(run.graph),
+        run.merge = self._merge = merged(
+            run.graph, self._inputs.parts, run.settings.batch_rows, run.until, state, run.follow, self._intake
         )
         self._intake.begin(self._inputs.of_topics(self._merge.beginnings()))
         self._next = run.measured("reading", self._merge.next)

@@ -25,8 +25,9 @@ import orjson
 
 from engine.batch import Batch
 from engine.freshness import Heard
-from engine.graph import DELETED, Source
+from engine.graph import DELETED, Graph, Source
 from engine.intake import Intake, Note
+from engine.plan import due, rank, watermarks_needed
 from engine.scan import Records
 from engine.schedule import Due, Schedule
 from operators.delta import BEGINNING, NULL, Array, Columns, Delta, Ints, concat, empty, in_order
@@ -679,3 +680,17 @@ class Merge:
             }
         )
         return head[:-1] + b',"record":' + (record.replace(b"\n", b" ") or b"null") + b"}\n"
+
+
+def merged(
+    graph: Graph,
+    partitions: Sequence[tuple[Source, Sequence[Partition]]],
+    batch_rows: int,
+    until: int | None = None,
+    state: Any = None,
+    follow: bool = False,
+    intake: Intake | None = None,
+) -> Merge:
+    """The partitions of a pipeline's sources as one stream, with all that its views and models ask of batches."""
+    dues, watermarks = due(graph), watermarks_needed(graph)
+    return Merge(partitions, rank(graph), batch_rows, until, state, dues, follow, intake, watermarks)

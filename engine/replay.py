@@ -17,9 +17,9 @@ from engine.expect import Judged, check_learned
 from engine.freshness import contained_after_each
 from engine.graph import DELETED, Graph, Hold, Source
 from engine.hold import Holding, Settling
-from engine.merge import Chunk, Merge, Partition
+from engine.merge import Chunk, Merge, Partition, merged
 from engine.model import kept as kept_model
-from engine.plan import Stage, Step, Tick, due, rank, roots, steps, watermark, watermarks_needed
+from engine.plan import Stage, Step, Tick, roots, steps, watermark
 from engine.scan import Records
 from engine.timing import Timing
 from engine.view import Shard
@@ -112,8 +112,7 @@ def changes(graph: Graph, merge: Merge) -> Iterator[Batch]:
 def replay(graph: Graph, frames: Mapping[str, pl.DataFrame], batch_rows: int) -> dict[str, pl.DataFrame]:
     """See `Pipeline.replay`."""
     check_learned(graph, "freshet calibrate")
-    needed = watermarks_needed(graph)
-    merge = Merge(partitions(graph, frames), rank(graph), batch_rows, dues=due(graph), watermarks=needed)
+    merge = merged(graph, partitions(graph, frames), batch_rows)
     passed = roots(graph, held=True)
     models = {name: kept_model(m.spec, m.refresh) for name, m in graph.models.items()}
     kept: dict[str, list[Delta]] = {name: [] for name in graph.views}

@@ -14,6 +14,7 @@ the row that comes next.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,6 +139,7 @@ class Ordered(Keyed):
         self.cells = Cells({**kept, **(more or {}), AT: INT, POS: INT, **dict.fromkeys(self.words, INT)})
         self.sweep = Sweep()
 
+    @abc.abstractmethod
     def follow(self, rows: tuple[Any, ...]) -> tuple[Ints, int]:
         """Take in changes.
 
@@ -145,11 +147,10 @@ class Ordered(Keyed):
         changes; the order in which those of one `seq` are to be looked at; and where to write what each row shows, or
         showed. Returns the fixes, as `amend` has them, and the change that does not fit, or -1.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def columns_of(self, words: Ints) -> Columns:
         """The new columns of rows that show these words."""
-        raise NotImplementedError
 
     def further(self, delta: Delta, slot: Ints) -> Columns:
         """The columns `more` of rows that come, of the keys at these slots."""
