@@ -277,7 +277,15 @@ def run(
         settings.port += process_id if settings.port and held is not None else 0  # several on one machine
     live.audits = _audits(p, pipeline, mine, refresh)
     form = cast(Form, log or ("text" if follow and not quiet else "none"))
-    _go(live, mine, settings, quiet or log is not None or bool(where), Log(form, lambda: time.time_ns() // 1000), held)
+    _go(
+        live,
+        pipeline,
+        mine,
+        settings,
+        quiet or log is not None or bool(where),
+        Log(form, lambda: time.time_ns() // 1000),
+        held,
+    )
 
 
 def _audits(p: Pipeline, pipeline: Path, held: State, refresh: list[str] | None) -> Audits | None:
@@ -346,7 +354,9 @@ def _of_state() -> tuple[type[Exception], ...]:
     return SealError, SinkError, TopicError, MergeError, LinesError
 
 
-def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, parent: int | None = None) -> None:
+def _go(
+    live: Run, pipeline: Path, held: State, settings: Settings, quiet: bool, log: Log, parent: int | None = None
+) -> None:
     heed_signals(live)
     server = None
     if settings.port:
@@ -387,7 +397,7 @@ def _go(live: Run, held: State, settings: Settings, quiet: bool, log: Log, paren
     (live.out / "summary.json").write_bytes(orjson.dumps(final, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     held.release()
     if not quiet:
-        console.print(summary_of(live.graph, final, seconds, stopped=live.stop.is_set()))
+        console.print(summary_of(live.graph, final, seconds, stopped=live.stop.is_set(), pipeline=str(pipeline)))
 
 
 def _kept(pipeline: Path, state: Path | None) -> Path:

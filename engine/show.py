@@ -101,8 +101,10 @@ def _lag(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:,.0f} s"
 
 
-def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped: bool) -> RenderableType:
-    """The summary of a run."""
+def summary_of(
+    graph: Graph, figures: Mapping[str, Any], seconds: float, stopped: bool, pipeline: str = "PIPELINE"
+) -> RenderableType:
+    """The summary of a run. pipeline: how the command names it."""
     state = "stopped; the same command goes on from here" if stopped else "done"
     parts: list[RenderableType] = [
         Text(),
@@ -157,8 +159,8 @@ def summary_of(graph: Graph, figures: Mapping[str, Any], seconds: float, stopped
         parts += [
             Text("Next", style="bold"),
             *([] if first.startswith("topic ") else [Text(f"head -3 {first}")]),
-            Text("freshet check PIPELINE         the graph and its schemas, without running"),
-            Text("freshet run PIPELINE --follow  go on when the files grow, with a page"),
+            Text(f"freshet check {pipeline}         the graph and its schemas"),
+            Text(f"freshet run {pipeline} --follow  go on when the files grow"),
         ]
     return Group(*parts)
 

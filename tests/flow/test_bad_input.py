@@ -90,6 +90,7 @@ def test_an_empty_file_is_an_empty_stream(folder: Path) -> None:
     done = freshet("run", folder, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "0 changes read" in done.stdout
+    assert f"freshet check {folder}" in done.stdout
     assert (folder / "out/orders/seen.jsonl").read_text() == ""
 
 
